@@ -1,0 +1,1 @@
+//! Clients of scache and proxymap.

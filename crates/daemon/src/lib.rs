@@ -1,0 +1,1 @@
+//! The multi-client daemon skeleton.

@@ -1,0 +1,1 @@
+//! A stand-in for master(8) to run services without Postfix.

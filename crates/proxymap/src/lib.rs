@@ -1,0 +1,1 @@
+//! The lookup table server: approval, sharing, requests.

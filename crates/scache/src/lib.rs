@@ -1,0 +1,1 @@
+//! The connection cache and its conversation, without input or output.

@@ -1,0 +1,1 @@
+//! System calls: descriptor passing, inherited descriptors, locks, privileges.

@@ -1,0 +1,1 @@
+//! The lookup table types and their registry.

@@ -1,0 +1,1 @@
+//! Test clock, vector loader, table contract, harness of a real Postfix.
