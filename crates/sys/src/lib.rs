@@ -1,1 +1,3 @@
 //! System calls: descriptor passing, inherited descriptors, locks, privileges.
+
+pub mod spawn;
