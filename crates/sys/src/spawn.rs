@@ -25,7 +25,11 @@ use rustix::io::fcntl_dupfd_cloexec;
 /// Another thread that closes a descriptor with one of the wanted numbers at this very moment can make the
 /// report of a failed exec get lost.
 pub fn spawn(mut command: Command, descriptors: &[(BorrowedFd<'_>, RawFd)]) -> io::Result<Child> {
-    let above = descriptors.iter().map(|(_, number)| number + 1).max().unwrap_or(0);
+    let above = descriptors
+        .iter()
+        .map(|(_, number)| number + 1)
+        .max()
+        .unwrap_or(0);
     // Copies above all targets: placing one never overwrites another that is still to be placed.
     let copies = descriptors
         .iter()
