@@ -85,7 +85,10 @@ impl<H> Inbox<H> {
     /// # Panics
     /// When `count` is more than what is here.
     pub fn consume(&mut self, count: usize) -> Vec<H> {
-        assert!(count <= self.bytes.len() - self.start, "consumed more than received");
+        assert!(
+            count <= self.bytes.len() - self.start,
+            "consumed more than received"
+        );
         self.start += count;
         self.offset += count as u64;
         if self.start == self.bytes.len() {
