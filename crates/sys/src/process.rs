@@ -1,0 +1,91 @@
+//! Facts about this process and small changes to it.
+#![allow(
+    unsafe_code,
+    reason = "nix::sys::signal::signal is unsafe for handlers; SIG_IGN and SIG_DFL are none"
+)]
+
+use std::ffi::OsString;
+use std::io;
+
+use nix::sys::signal::{SigHandler, Signal};
+use nix::sys::stat::Mode;
+
+/// Signals that [`ignore`] can be asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ignored {
+    /// Writing where nobody reads: the write reports it as well.
+    BrokenPipe,
+    /// A file grew over its limit: the write reports it as well.
+    FileSize,
+}
+
+/// Ignores a signal in this process and, unless they say otherwise, its children.
+///
+/// # Errors
+/// sigaction(2) failed.
+pub fn ignore(signal: Ignored) -> io::Result<()> {
+    let signal = match signal {
+        Ignored::BrokenPipe => Signal::SIGPIPE,
+        Ignored::FileSize => Signal::SIGXFSZ,
+    };
+    // SAFETY: no handler is installed; ignoring runs no code.
+    unsafe { nix::sys::signal::signal(signal, SigHandler::SigIgn) }?;
+    Ok(())
+}
+
+/// Gives SIGPIPE its default action back, for commands whose output is piped.
+///
+/// # Errors
+/// sigaction(2) failed.
+pub fn restore_broken_pipe() -> io::Result<()> {
+    // SAFETY: no handler is installed; the default action ends the process.
+    unsafe { nix::sys::signal::signal(Signal::SIGPIPE, SigHandler::SigDfl) }?;
+    Ok(())
+}
+
+/// Leads a new session and process group, so that signals to the parent's group miss this process.
+///
+/// # Errors
+/// The process already leads a group.
+pub fn new_session() -> io::Result<()> {
+    nix::unistd::setsid()?;
+    Ok(())
+}
+
+/// Sets the mode bits that new files do not get; returns the former ones.
+pub fn set_umask(mask: u32) -> u32 {
+    nix::sys::stat::umask(Mode::from_bits_truncate(mask)).bits()
+}
+
+/// The name of this machine, as the kernel knows it.
+///
+/// # Errors
+/// gethostname(2) failed.
+pub fn host_name() -> io::Result<OsString> {
+    Ok(nix::unistd::gethostname()?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ignored_signals_show_in_the_process_status() {
+        ignore(Ignored::BrokenPipe).unwrap();
+        ignore(Ignored::FileSize).unwrap();
+        let status = std::fs::read_to_string("/proc/self/status").unwrap();
+        let mask = status
+            .lines()
+            .find_map(|line| line.strip_prefix("SigIgn:"))
+            .map(|hex| u64::from_str_radix(hex.trim(), 16).unwrap())
+            .unwrap();
+        let bit = |signal: libc::c_int| 1u64 << (signal - 1);
+        assert_eq!(mask & bit(libc::SIGPIPE), bit(libc::SIGPIPE));
+        assert_eq!(mask & bit(libc::SIGXFSZ), bit(libc::SIGXFSZ));
+    }
+
+    #[test]
+    fn there_is_a_host_name() {
+        assert!(!host_name().unwrap().is_empty());
+    }
+}
