@@ -1,1 +1,21 @@
-//! The connection cache and its conversation, without input or output.
+//! The connection cache of scache(8) and its conversation, without input or output.
+//!
+//! - [`Cache`]: sessions under their endpoints, bindings from destinations to endpoints, their expiry
+//! - [`Conversation`]: the requests of one client, from bytes to bytes
+//! - [`Statistics`]: what is counted, and how it is logged
+//!
+//! This crate is pure: no socket, clock, file or thread. Time is an argument, a connection is a type
+//! parameter.
+#![forbid(unsafe_code)]
+
+mod cache;
+mod limits;
+mod service;
+mod slab;
+mod statistics;
+mod timers;
+
+pub use cache::{Cache, Expired, Found, FoundDestination, SaveError};
+pub use limits::Limits;
+pub use service::{Awaited, Conversation, MOST_WAITING_HANDLES, Next, Settings, SharedCache};
+pub use statistics::Statistics;
