@@ -1,4 +1,4 @@
-//! The flag bits of tables and requests, as they travel on the wire (spec 04 section 4.1).
+//! The flag bits of tables and requests, as they travel on the wire (Postfix `src/util/dict.h`).
 
 use std::fmt;
 

@@ -5,9 +5,11 @@
 
 mod flags;
 mod name;
+mod printable;
 
 pub use flags::Flags;
 pub use name::{NameError, TableName};
+pub use printable::Printable;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -23,7 +25,8 @@ pub enum Outcome {
 
 /// Why an operation failed.
 ///
-/// Not found is an answer ([`Outcome::Absent`]), not an error.
+/// Not found is an answer ([`Outcome::Absent`]), not an error. The text is what an operator should read; it is
+/// empty when the table has logged all there is to say.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum LookupError {
@@ -38,7 +41,7 @@ pub enum LookupError {
     Unsupported(String),
 }
 
-/// Why a table could not be opened; the text is the reference's reason (spec 05 section 4).
+/// Why a table could not be opened; the text is the reference's reason (Postfix `src/util/dict_open.c`).
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum OpenError {
@@ -86,7 +89,7 @@ pub enum Latency {
     Blocking,
 }
 
-/// Who may be trusted with what the table says (spec 05 section 7).
+/// Who may be trusted with what the table says (Postfix `src/util/dict.h`, `DICT_OWNER`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Owner {
     /// root, or data that came with the configuration.
@@ -120,6 +123,17 @@ pub trait Table: Send + Sync {
     /// # Errors
     /// [`LookupError`], in which case `value` is as it was.
     fn lookup(&self, flags: Flags, key: &[u8], value: &mut Vec<u8>) -> Result<Outcome, LookupError>;
+
+    /// Looks up `key` if that can be done without waiting; `None` when it cannot, and nothing was done.
+    ///
+    /// A caller that must not wait tries this first and sends the lookup where it may wait when it gets `None`.
+    /// Tables in memory always answer; a table behind a file lock answers while nobody writes.
+    fn try_lookup(&self, flags: Flags, key: &[u8], value: &mut Vec<u8>) -> Option<Result<Outcome, LookupError>> {
+        match self.latency() {
+            Latency::Memory => Some(self.lookup(flags, key, value)),
+            Latency::Blocking => None,
+        }
+    }
 
     /// Stores an entry. Duplicates follow [`Flags::DUP_REPLACE`], [`Flags::DUP_WARN`], [`Flags::DUP_IGNORE`].
     ///

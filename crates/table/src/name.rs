@@ -2,9 +2,12 @@
 
 use std::fmt;
 
+use crate::Printable;
+
 /// A table's name: a type, and what the type makes of the rest.
 ///
-/// Split at the first colon; both parts are taken byte for byte and neither is empty (spec 05 section 1.1).
+/// Split at the first colon; both parts are taken byte for byte and neither is empty
+/// (Postfix `src/util/dict_open.c`, `dict_open()`).
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct TableName {
     text: Vec<u8>,
@@ -27,7 +30,7 @@ impl TableName {
                 text: text.to_vec(),
                 colon,
             }),
-            _ => Err(NameError(String::from_utf8_lossy(text).into_owned())),
+            _ => Err(NameError(Printable(text).to_string())),
         }
     }
 
@@ -49,7 +52,7 @@ impl TableName {
 
 impl fmt::Display for TableName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&String::from_utf8_lossy(&self.text))
+        Printable(&self.text).fmt(f)
     }
 }
 
@@ -67,6 +70,11 @@ mod tests {
     fn first_colon_splits() {
         let name = TableName::parse(b"hash:x:y").unwrap();
         assert_eq!((name.kind(), name.name()), (&b"hash"[..], &b"x:y"[..]));
+    }
+
+    #[test]
+    fn bytes_that_are_no_text_show_as_question_marks() {
+        assert_eq!(TableName::parse(b"static:\xff\xc3\xa9\xc3").unwrap().to_string(), "static:?\u{e9}?");
     }
 
     #[test]
