@@ -9,12 +9,13 @@ use postkeep_scache::Cache;
 
 /// Runs a script and writes it down again with the answers that were given.
 fn run(script: &str) -> String {
+    const INFALLIBLE: &str = "writing to a string cannot fail";
     let mut cache = Cache::default();
     let mut now = Duration::from_secs(1000);
     let mut sessions = 0;
     let mut transcript = String::new();
     for line in script.lines().filter(|line| !line.starts_with('=')) {
-        writeln!(transcript, "{line}").unwrap();
+        writeln!(transcript, "{line}").expect(INFALLIBLE);
         if line.starts_with('#') || line.is_empty() {
             continue;
         }
@@ -23,7 +24,7 @@ fn run(script: &str) -> String {
             .map(|word| if word == "-" { "" } else { word })
             .collect();
         if let Some(answer) = answer(&words, &mut cache, &mut now, &mut sessions) {
-            writeln!(transcript, "= {answer}").unwrap();
+            writeln!(transcript, "= {answer}").expect(INFALLIBLE);
         }
     }
     transcript
@@ -35,8 +36,8 @@ fn answer(
     now: &mut Duration,
     sessions: &mut usize,
 ) -> Option<String> {
-    let seconds = |word: &str| Duration::from_secs(word.parse().unwrap());
-    let shown = |text: &[u8]| match std::str::from_utf8(text).unwrap() {
+    let seconds = |word: &str| Duration::from_secs(word.parse().expect("a number of seconds"));
+    let shown = |text: &[u8]| match std::str::from_utf8(text).expect("scripts are UTF-8") {
         "" => "-".to_owned(),
         text => text.to_owned(),
     };
@@ -50,7 +51,7 @@ fn answer(
                     property.as_bytes(),
                     endpoint.as_bytes(),
                 )
-                .unwrap();
+                .expect("far below the limits");
             None
         }
         ["save_endp", ttl, endpoint, property] => {
@@ -62,7 +63,7 @@ fn answer(
                     property.as_bytes(),
                     *sessions,
                 )
-                .unwrap();
+                .expect("far below the limits");
             *sessions += 1;
             None
         }
