@@ -167,7 +167,7 @@ impl<H> Outbox<H> {
         &mut self.bytes
     }
 
-    /// Puts in the byte 00 with a handle on it (spec 01 section 6).
+    /// Puts in the byte 00 with a handle on it (Postfix `src/util/unix_send_fd.c`).
     pub fn send_handle(&mut self, handle: H) {
         self.handles.push_back((self.bytes.len(), handle));
         self.bytes.push(0);

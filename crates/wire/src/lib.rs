@@ -21,6 +21,8 @@ pub mod proxymap;
 pub mod reply;
 pub mod scache;
 pub mod scan;
+#[cfg(test)]
+mod vectors;
 
 pub use diagnostics::Diagnostics;
 pub use duplex::End;

@@ -73,3 +73,78 @@ impl PassScanner {
         answer
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::encode::ListWriter;
+
+    fn passed(input: &[u8], end: Option<End>) -> (Passed, Vec<String>) {
+        let mut scanner = PassScanner::default();
+        let mut warnings = Vec::new();
+        for have in 0..input.len() {
+            let answer = scanner.scan(&input[..have], None, &mut warnings);
+            if answer != Passed::Incomplete {
+                return (answer, warnings);
+            }
+        }
+        (scanner.scan(input, end, &mut warnings), warnings)
+    }
+
+    fn entries(pairs: &[(&str, &str)]) -> Vec<Entry> {
+        pairs
+            .iter()
+            .map(|(name, value)| (name.as_bytes().to_vec(), value.as_bytes().to_vec()))
+            .collect()
+    }
+
+    #[test]
+    fn plain_braced_and_empty_lists() {
+        for (input, pairs) in [
+            (&b"\0"[..], &[][..]),
+            (b"a\x001\0b\x002\0\0", &[("a", "1"), ("b", "2")]),
+            (b"{\0a\x001\0b\x002\0}\0\0", &[("a", "1"), ("b", "2")]),
+            (b"{\0}\0\0", &[]),
+            // The first of two stays; what stands behind the braces is nobody's.
+            (b"{\0a\x001\0a\x002\0}\0x\0y\0\0", &[("a", "1")]),
+        ] {
+            let consumed = input.len();
+            let expected = Passed::Attributes {
+                entries: entries(pairs),
+                consumed,
+            };
+            assert_eq!(passed(input, None), (expected, vec![]));
+        }
+    }
+
+    #[test]
+    fn too_many_attributes_are_cut_off_with_a_warning() {
+        let mut input = Vec::new();
+        let mut list = ListWriter::new(Encoding::Null, &mut input);
+        for number in 0..1030 {
+            list.int(&format!("n{number}"), number);
+        }
+        list.finish();
+        let (answer, warnings) = passed(&input, None);
+        let Passed::Attributes { entries, .. } = answer else {
+            panic!("{answer:?}");
+        };
+        assert_eq!(entries.len(), 1024);
+        assert_eq!(
+            warnings,
+            ["attribute count exceeds limit 1024 in input from unknown_stream"]
+        );
+    }
+
+    #[test]
+    fn an_early_end_fails() {
+        assert_eq!(passed(b"", Some(End::Closed)), (Passed::Failed, vec![]));
+        assert_eq!(
+            passed(b"a\0", Some(End::TimedOut)),
+            (
+                Passed::Failed,
+                vec!["timeout on unknown_stream while reading input attribute value".to_owned()]
+            )
+        );
+    }
+}

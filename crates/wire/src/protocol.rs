@@ -103,3 +103,67 @@ impl AnnouncementScanner {
         answer
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn announced(input: &[u8], end: Option<End>) -> (Announcement, String) {
+        let mut warnings = Vec::new();
+        let mut scanner = AnnouncementScanner::new(SCACHE);
+        let answer = scanner.scan(input, end, "private/scachex", &mut warnings);
+        (answer, warnings.join("\n"))
+    }
+
+    #[test]
+    fn the_right_announcement_is_accepted_at_its_last_byte() {
+        let mut list = Vec::new();
+        announce(SCACHE, &mut list);
+        assert_eq!(list, b"protocol\0connection_cache_protocol\0\0");
+        let mut scanner = AnnouncementScanner::new(SCACHE);
+        for split in 0..list.len() {
+            let early = scanner.scan(&list[..split], None, "x", &mut ());
+            assert_eq!(early, Announcement::Incomplete);
+        }
+        let answer = scanner.scan(&list, None, "x", &mut ());
+        assert_eq!(answer, Announcement::Accepted { consumed: 36 });
+    }
+
+    #[test]
+    fn another_protocol_is_refused() {
+        assert_eq!(
+            announced(b"protocol\0foo_protocol\0\0", None),
+            (
+                Announcement::Refused,
+                "unexpected protocol foo_protocol from private/scachex (expected: connection_cache_protocol)"
+                    .to_owned()
+            )
+        );
+    }
+
+    #[test]
+    fn other_lists_and_an_early_end_are_left_to_the_first_request() {
+        assert_eq!(
+            announced(b"", Some(End::Closed)),
+            (Announcement::Accepted { consumed: 0 }, String::new())
+        );
+        assert_eq!(
+            announced(b"\0", None),
+            (
+                Announcement::Accepted { consumed: 1 },
+                "missing attribute protocol in input from private/scachex".to_owned()
+            )
+        );
+        assert_eq!(
+            announced(b"status\x000\0\0", None),
+            (
+                Announcement::Accepted { consumed: 10 },
+                "unexpected attribute status from private/scachex (expecting: protocol)".to_owned()
+            )
+        );
+        assert_eq!(
+            announced(b"proto", Some(End::TimedOut)).0,
+            Announcement::Refused
+        );
+    }
+}

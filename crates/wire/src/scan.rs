@@ -10,6 +10,9 @@
 //! # References
 //! Postfix `src/util/attr_scan0.c`, `attr_scan_plain.c`, `attr_scan64.c`.
 
+mod convert;
+mod strings;
+
 use std::collections::HashSet;
 use std::fmt;
 use std::ops::Range;
@@ -17,16 +20,15 @@ use std::ops::Range;
 use crate::diagnostics::{Diagnostics, Shown};
 use crate::duplex::End;
 use crate::encode::{Encoding, before_nul};
-use crate::{base64, number};
+
+use strings::ATTRIBUTE_NAME;
+pub use strings::{LookAhead, look_ahead};
 
 /// A nested table holds at most this many entries (`ATTR_HASH_LIMIT`).
 pub const HASH_LIMIT: usize = 1024;
 
 /// Embedded values in warnings about malformed data are cut to this many bytes.
 const SHOWN_VALUE: usize = 100;
-
-const ATTRIBUTE_NAME: &str = "input attribute name";
-const ATTRIBUTE_VALUE: &str = "input attribute value";
 
 bitflags::bitflags! {
     /// How strict a scan is.
@@ -75,7 +77,7 @@ impl Default for Limits {
 /// One item of a wish list.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Wanted<'w> {
-    /// A 32-bit number; see [`number::low_int`].
+    /// A 32-bit number; see [`crate::number::low_int`].
     Int(&'w str),
     /// A 32-bit number that goes by one of several names; the first one is used in warnings.
     IntNamed(&'w [&'w str]),
@@ -223,16 +225,6 @@ enum Table {
     Braced,
 }
 
-/// A string of the input as the tokenizer found it.
-enum Token {
-    /// Where it stands, and the byte behind it.
-    Whole(Range<usize>, u8),
-    /// The buffer ends before the string does; so many bytes of it are there.
-    Partial(usize),
-    /// It breaks a limit.
-    Excess,
-}
-
 /// What to tell the caller about a step.
 type Verdict = Result<(), Progress>;
 
@@ -288,11 +280,17 @@ impl Scanner {
     }
 
     /// Forgets everything: the next call starts a new list at the beginning of its buffer.
-    pub fn reset(&mut self) {
+    pub fn restart(&mut self, flags: ScanFlags) {
         self.position = 0;
         self.looked = 0;
         self.attributes = 0;
-        self.follow_up(self.flags);
+        self.name = Piece::Input(0..0);
+        self.follow_up(flags);
+    }
+
+    /// The same as [`Self::restart`] with the flags of the last scan.
+    pub fn reset(&mut self) {
+        self.restart(self.flags);
     }
 
     /// After [`Stop::Wishes`]: starts another scan, with its own wish list, in what is left of the same list.
@@ -354,11 +352,11 @@ impl Scanner {
         }
     }
 
-    /// Which of its names a number came under.
-    pub(crate) fn named(&self, index: usize) -> Option<usize> {
-        match self.slots.get(index) {
-            Some(Slot::Named(which, _)) => Some(*which),
-            _ => None,
+    /// The name that was read last, in the null encoding.
+    pub(crate) fn last_name<'a>(&self, input: &'a [u8]) -> &'a [u8] {
+        match &self.name {
+            Piece::Input(range) => input.get(range.clone()).unwrap_or_default(),
+            Piece::Decoded(_) => &[],
         }
     }
 
@@ -543,349 +541,6 @@ impl Scanner {
         self.step = Step::Choose;
     }
 
-    fn skip_value(&mut self, call: &mut Call<'_>) -> Verdict {
-        self.step = Step::Name;
-        let until = match self.encoding {
-            Encoding::Null => Until::Separator(ATTRIBUTE_VALUE),
-            // The name was alone on its line.
-            Encoding::Plain | Encoding::Base64 if self.separator == b'\n' => return Ok(()),
-            Encoding::Plain | Encoding::Base64 => Until::LineEnd,
-        };
-        match self.token(call.input, until) {
-            Token::Whole(..) => Ok(()),
-            Token::Excess => Err(self.excess(ATTRIBUTE_VALUE, call)),
-            Token::Partial(length) => match call.end {
-                None => {
-                    self.step = Step::Skip;
-                    Err(Progress::Incomplete)
-                }
-                // The next name then finds the end of the input once more.
-                Some(end) => {
-                    if self.encoding == Encoding::Null {
-                        self.warn_end(end, length, ATTRIBUTE_VALUE, call);
-                    }
-                    self.drop_partial(call.input);
-                    Ok(())
-                }
-            },
-        }
-    }
-
-    fn drop_partial(&mut self, input: &[u8]) {
-        self.position = input.len();
-        self.looked = self.position;
-    }
-
-    fn read_value(&mut self, call: &mut Call<'_>) -> Verdict {
-        let wish = self.wish(call.wishes).copied();
-        let kind = match wish {
-            Some(Wanted::Int(_) | Wanted::IntNamed(_) | Wanted::Long(_)) => "number",
-            Some(Wanted::Boolean(_)) if self.encoding == Encoding::Plain => "number",
-            Some(Wanted::Boolean(_)) => "boolean",
-            Some(Wanted::Data(_)) => "data",
-            _ => "string",
-        };
-        if self.encoding != Encoding::Null && self.separator == b'\n' {
-            let name = before_nul(self.bytes(&self.name, call.input));
-            call.diagnostics.warning(format_args!(
-                "missing value for {kind} attribute {} from {}",
-                Shown::new(name),
-                call.name,
-            ));
-            return Err(self.failed(Failure::Malformed));
-        }
-        let Some((piece, separator)) = self.string(call, ATTRIBUTE_VALUE)? else {
-            return Err(self.failed(Failure::Malformed));
-        };
-        let converted = self.convert(wish, piece, call);
-        // The reference converts numbers before it looks for a second value on the line.
-        if converted.is_ok() && self.encoding == Encoding::Base64 && separator != b'\n' {
-            let name = before_nul(self.bytes(&self.name, call.input));
-            call.diagnostics.warning(format_args!(
-                "multiple values for attribute {} from {}",
-                Shown::new(name),
-                call.name,
-            ));
-            return Err(self.failed(Failure::Malformed));
-        }
-        match converted {
-            Err(()) => Err(self.failed(Failure::Malformed)),
-            Ok(Converted::Slot(slot)) => {
-                self.slots.push(slot);
-                self.recovered += 1;
-                self.index += 1;
-                self.step = Step::Choose;
-                Ok(())
-            }
-            Ok(Converted::Expected) => {
-                self.index += 1;
-                self.step = Step::Choose;
-                Ok(())
-            }
-            Ok(Converted::Unequal(piece, expected)) => {
-                call.diagnostics.warning(format_args!(
-                    "unexpected {} {} from {} (expected: {expected})",
-                    Shown::new(before_nul(self.bytes(&self.name, call.input))),
-                    Shown::new(self.bytes(&piece, call.input)),
-                    call.name,
-                ));
-                Err(self.failed(Failure::Malformed))
-            }
-            Ok(Converted::Entry(piece)) => self.enter(&piece, call),
-        }
-    }
-
-    /// Turns a value into what the wish asks for; `Err` when it was malformed, which has been logged.
-    fn convert<'w>(
-        &mut self,
-        wish: Option<Wanted<'w>>,
-        piece: Piece,
-        call: &mut Call<'_>,
-    ) -> Result<Converted<'w>, ()> {
-        if self.table != Table::None {
-            return Ok(Converted::Entry(self.c_string(piece, call.input)));
-        }
-        Ok(match wish {
-            Some(Wanted::Int(_) | Wanted::Long(_)) => {
-                Converted::Slot(Slot::Number(self.parse_number(&piece, call)?))
-            }
-            Some(Wanted::IntNamed(names)) => {
-                let name = before_nul(self.bytes(&self.name, call.input));
-                let which = names.iter().position(|known| known.as_bytes() == name);
-                Converted::Slot(Slot::Named(
-                    which.unwrap_or(0),
-                    self.parse_number(&piece, call)?,
-                ))
-            }
-            Some(Wanted::Boolean(_)) => {
-                Converted::Slot(Slot::Boolean(self.parse_boolean(&piece, call)?))
-            }
-            Some(Wanted::Data(_)) => Converted::Slot(Slot::Bytes(self.decode_data(piece, call)?)),
-            Some(Wanted::Equal(_, expected)) => {
-                let piece = self.c_string(piece, call.input);
-                if self.bytes(&piece, call.input) == expected.as_bytes() {
-                    Converted::Expected
-                } else {
-                    Converted::Unequal(piece, expected)
-                }
-            }
-            Some(Wanted::Text(_) | Wanted::Multi | Wanted::Nested(_)) | None => {
-                let piece = self.c_string(piece, call.input);
-                Converted::Slot(Slot::Bytes(self.printable(piece, call.input)))
-            }
-        })
-    }
-
-    /// Cuts a text at its first NUL byte, which only the line encodings can carry.
-    fn c_string(&self, piece: Piece, input: &[u8]) -> Piece {
-        if self.encoding == Encoding::Null {
-            return piece;
-        }
-        let length = before_nul(self.bytes(&piece, input)).len();
-        match piece {
-            Piece::Input(range) => Piece::Input(range.start..range.start + length),
-            Piece::Decoded(range) => Piece::Decoded(range.start..range.start + length),
-        }
-    }
-
-    fn printable(&mut self, piece: Piece, input: &[u8]) -> Piece {
-        let text = self.bytes(&piece, input);
-        if !self.flags.contains(ScanFlags::PRINTABLE) || text.iter().copied().all(is_printable) {
-            return piece;
-        }
-        let mut shown = text.to_vec();
-        make_printable(&mut shown);
-        let start = self.decoded.len();
-        self.decoded.append(&mut shown);
-        Piece::Decoded(start..self.decoded.len())
-    }
-
-    fn parse_number(&self, piece: &Piece, call: &mut Call<'_>) -> Result<u64, ()> {
-        let text = before_nul(self.bytes(piece, call.input));
-        number::parse(text).ok_or_else(|| {
-            call.diagnostics.warning(format_args!(
-                "malformed numerical data from {} while reading {ATTRIBUTE_VALUE}: {}",
-                call.name,
-                Shown::cut(text, SHOWN_VALUE),
-            ));
-        })
-    }
-
-    fn parse_boolean(&self, piece: &Piece, call: &mut Call<'_>) -> Result<bool, ()> {
-        let text = before_nul(self.bytes(piece, call.input));
-        let value = if self.encoding == Encoding::Plain {
-            match text {
-                b"false" => Some(false),
-                b"true" => Some(true),
-                _ => None,
-            }
-        } else {
-            match number::low_int(self.parse_number(piece, call)?) {
-                0 => Some(false),
-                1 => Some(true),
-                _ => None,
-            }
-        };
-        value.ok_or_else(|| {
-            call.diagnostics.warning(format_args!(
-                "malformed boolean value from {} while reading {ATTRIBUTE_VALUE}: {}",
-                call.name,
-                Shown::cut(text, SHOWN_VALUE),
-            ));
-        })
-    }
-
-    fn decode_data(&mut self, piece: Piece, call: &mut Call<'_>) -> Result<Piece, ()> {
-        if self.encoding == Encoding::Base64 {
-            return Ok(piece);
-        }
-        let Piece::Input(range) = piece else {
-            return Err(());
-        };
-        let text = call.input.get(range).unwrap_or_default();
-        let start = self.decoded.len();
-        if base64::decode(text, &mut self.decoded).is_err() {
-            call.diagnostics.warning(format_args!(
-                "malformed base64 data from {} while reading {ATTRIBUTE_VALUE}: {}",
-                call.name,
-                Shown::cut(before_nul(text), SHOWN_VALUE),
-            ));
-            return Err(());
-        }
-        Ok(Piece::Decoded(start..self.decoded.len()))
-    }
-
-    /// Stores an entry of a nested table.
-    fn enter(&mut self, value: &Piece, call: &mut Call<'_>) -> Verdict {
-        let mut name = before_nul(self.bytes(&self.name, call.input)).to_vec();
-        let mut value = self.bytes(value, call.input).to_vec();
-        if self.flags.contains(ScanFlags::PRINTABLE) {
-            make_printable(&mut name);
-            make_printable(&mut value);
-        }
-        if self.names.contains(&name) {
-            if self.flags.contains(ScanFlags::EXTRA) {
-                call.diagnostics.warning(format_args!(
-                    "duplicate attribute {} in input from {}",
-                    Shown::new(&name),
-                    call.name
-                ));
-                return Err(self.stopped());
-            }
-        } else if self.names.len() >= HASH_LIMIT {
-            let name = call.name;
-            call.warn(format_args!(
-                "attribute count exceeds limit {HASH_LIMIT} in input from {name}"
-            ));
-            return Err(self.stopped());
-        } else {
-            self.names.insert(name.clone());
-            self.entries.push((name, value));
-            if let Some(Slot::Multi(range)) = self.slots.last_mut() {
-                range.end = self.entries.len();
-            }
-        }
-        self.recovered += 1;
-        self.step = Step::Name;
-        Ok(())
-    }
-
-    /// Reads a string in the middle of the list; `None` when it is not base64, which has been logged.
-    fn string(
-        &mut self,
-        call: &mut Call<'_>,
-        context: &'static str,
-    ) -> Result<Option<(Piece, u8)>, Progress> {
-        match self.token(call.input, Until::Separator(context)) {
-            Token::Excess => Err(self.excess(context, call)),
-            Token::Partial(length) => match call.end {
-                None => Err(Progress::Incomplete),
-                Some(end) => {
-                    self.warn_end(end, length, context, call);
-                    self.drop_partial(call.input);
-                    Err(self.failed(Failure::Ended(end)))
-                }
-            },
-            Token::Whole(range, separator) if self.encoding == Encoding::Base64 => {
-                let text = call.input.get(range).unwrap_or_default();
-                let start = self.decoded.len();
-                if base64::decode(text, &mut self.decoded).is_err() {
-                    call.diagnostics.warning(format_args!(
-                        "malformed base64 data from {}: {}",
-                        call.name,
-                        Shown::cut(before_nul(text), SHOWN_VALUE),
-                    ));
-                    return Ok(None);
-                }
-                Ok(Some((Piece::Decoded(start..self.decoded.len()), separator)))
-            }
-            Token::Whole(range, separator) => Ok(Some((Piece::Input(range), separator))),
-        }
-    }
-
-    /// Finds the end of the string at hand; the place moves behind it when it is there.
-    fn token(&mut self, input: &[u8], until: Until) -> Token {
-        let rest = input.get(self.looked..).unwrap_or_default();
-        let found = match (self.encoding, until) {
-            (Encoding::Null, _) => memchr::memchr(0, rest),
-            (Encoding::Plain, Until::Separator(ATTRIBUTE_NAME)) => {
-                memchr::memchr2(b'=', b'\n', rest)
-            }
-            (Encoding::Base64, Until::Separator(_)) => memchr::memchr2(b':', b'\n', rest),
-            (Encoding::Plain, _) | (Encoding::Base64, Until::LineEnd) => {
-                memchr::memchr(b'\n', rest)
-            }
-        };
-        let start = self.position;
-        let stop = found.map_or(input.len(), |length| self.looked + length);
-        let longest = match until {
-            Until::Separator(ATTRIBUTE_NAME) => self.limits.name,
-            Until::Separator(_) | Until::LineEnd => self.limits.value,
-        };
-        if stop.saturating_sub(start) > longest || stop > self.limits.list {
-            return Token::Excess;
-        }
-        if found.is_none() {
-            self.looked = stop;
-            return Token::Partial(stop.saturating_sub(start));
-        }
-        self.position = stop + 1;
-        self.looked = self.position;
-        Token::Whole(start..stop, input[stop])
-    }
-
-    fn warn_end(&self, end: End, length: usize, context: &str, call: &mut Call<'_>) {
-        let name = call.name;
-        match end {
-            _ if length > 0 && self.encoding == Encoding::Null => call.warn(format_args!(
-                "unexpected end-of-input from {name} while reading {context}"
-            )),
-            End::Closed => call.warn(format_args!(
-                "premature end-of-input on {name} while reading {context}"
-            )),
-            End::TimedOut => call.warn(format_args!("timeout on {name} while reading {context}")),
-        }
-    }
-
-    fn excess(&self, context: &str, call: &mut Call<'_>) -> Progress {
-        let (what, longest) = if context == ATTRIBUTE_NAME {
-            ("name", self.limits.name)
-        } else {
-            ("value", self.limits.value)
-        };
-        // Whichever limit comes first in the stream, so that it does not matter how the input was cut.
-        let (what, longest) = if self.position.saturating_add(longest) <= self.limits.list {
-            (what, longest)
-        } else {
-            ("list", self.limits.list)
-        };
-        let name = call.name;
-        call.warn(format_args!(
-            "attribute {what} length exceeds limit {longest} in input from {name}"
-        ));
-        self.failed(Failure::Limit)
-    }
-
     fn bytes<'a>(&'a self, piece: &Piece, input: &'a [u8]) -> &'a [u8] {
         match piece {
             Piece::Input(range) => input.get(range.clone()),
@@ -931,34 +586,6 @@ struct Call<'c> {
 impl Call<'_> {
     fn warn(&mut self, text: fmt::Arguments<'_>) {
         self.diagnostics.warning(text);
-    }
-}
-
-/// Where a string ends.
-#[derive(Clone, Copy)]
-enum Until {
-    /// At the separator that the encoding has for this kind of string.
-    Separator(&'static str),
-    LineEnd,
-}
-
-/// What came out of a value.
-enum Converted<'w> {
-    Slot(Slot),
-    Expected,
-    Unequal(Piece, &'w str),
-    Entry(Piece),
-}
-
-fn is_printable(byte: u8) -> bool {
-    matches!(byte, b' '..=b'~')
-}
-
-fn make_printable(text: &mut [u8]) {
-    for byte in text {
-        if !is_printable(*byte) {
-            *byte = b'?';
-        }
     }
 }
 

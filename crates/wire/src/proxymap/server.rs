@@ -112,8 +112,7 @@ impl RequestScanner {
             }
             if let Some(scanned) = self.take(progress, input, end, diagnostics) {
                 self.stage = Stage::Request;
-                self.list.follow_up(FIRST_CALL);
-                self.list.reset();
+                self.list.restart(FIRST_CALL);
                 return scanned;
             }
         }
@@ -152,17 +151,18 @@ impl RequestScanner {
         let all = input.len();
         let (operation, generation) = match self.stage {
             Stage::Request => return self.take_request(progress, input, diagnostics),
-            Stage::Table(operation) => match progress {
-                Progress::Done {
+            Stage::Table(operation) => {
+                let generation = self.generation(input);
+                if let Progress::Done {
                     stop: Stop::Wishes, ..
-                } => {
-                    let generation = self.generation();
+                } = progress
+                {
                     self.stage = Stage::Rest(operation, generation);
                     self.list.carry_on(ScanFlags::STRICT);
                     return None;
                 }
-                _ => (operation, self.default),
-            },
+                (operation, generation)
+            }
             Stage::Rest(operation, generation) => {
                 if let Progress::Done {
                     recovered,
@@ -244,11 +244,15 @@ impl RequestScanner {
         })
     }
 
-    fn generation(&self) -> Generation {
-        match (self.default, self.list.named(1)) {
-            (default, Some(0) | None) => default,
-            (Generation::One, Some(_)) => Generation::Two,
-            (Generation::Two, Some(_)) => Generation::One,
+    /// Told by the attribute after the table.
+    fn generation(&self, input: &[u8]) -> Generation {
+        if self.list.values() == 0 {
+            return self.default;
+        }
+        match self.list.last_name(input) {
+            b"flags" => Generation::One,
+            b"instance_flags" => Generation::Two,
+            _ => self.default,
         }
     }
 

@@ -122,8 +122,7 @@ impl RequestScanner {
             };
             if let Some(scanned) = taken {
                 self.stage = Stage::Request;
-                self.list.follow_up(FIRST_CALL);
-                self.list.reset();
+                self.list.restart(FIRST_CALL);
                 return scanned;
             }
         }
