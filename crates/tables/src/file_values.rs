@@ -5,10 +5,10 @@ use std::fs::File;
 use std::io::Read as _;
 use std::os::unix::ffi::OsStrExt as _;
 
+use postkeep_sys::error_text;
 use postkeep_table::Printable;
 
 use crate::braces::elements;
-use crate::error_text;
 
 /// The most that the files of one value may hold together.
 ///

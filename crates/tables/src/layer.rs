@@ -16,6 +16,10 @@ use crate::{BuildError, Builder};
 
 /// Lays the shared rules over a table.
 pub(crate) fn over_table(inner: Arc<dyn Table>, utf8: bool) -> Arc<dyn Table> {
+    if inner.flags().contains(Flags::UTF8_ACTIVE) {
+        // Somebody further inside, or at the other end of a connection, checks and folds already.
+        return inner;
+    }
     let fold = if inner.flags().contains(Flags::FIXED) {
         Flags::FOLD_FIX
     } else {

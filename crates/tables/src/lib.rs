@@ -13,7 +13,6 @@ mod context;
 mod file_values;
 mod fold;
 mod layer;
-mod reason;
 mod source;
 mod surrogate;
 mod table_type;
@@ -22,7 +21,6 @@ pub use build::{BuildError, BuildMode, Builder};
 pub use context::{Caller, Context};
 pub use file_values::{FileValueError, decode as decode_file_value, read_file_values};
 pub use fold::fold_key;
-pub use reason::error_text;
 pub use source::{Entry, Style, parse as parse_source};
 pub use surrogate::surrogate;
 pub use table_type::{Capabilities, TableType};
@@ -42,7 +40,7 @@ macro_rules! table_types {
     };
 }
 
-table_types! { environ, fail, inline, r#static, texthash }
+table_types! { debug, environ, fail, inline, internal, lmdb, r#static, texthash, unix }
 
 /// All table types, by name.
 pub fn table_types() -> &'static [&'static TableType] {
@@ -138,6 +136,9 @@ impl Opener for Registry {
         }
         let request = self.request(name, access, flags);
         let table = (kind.open)(&request)?;
+        if kind.capabilities.contains(Capabilities::WRAPS) {
+            return Ok(table);
+        }
         Ok(layer::over_table(table, request.utf8))
     }
 }

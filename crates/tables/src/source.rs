@@ -2,6 +2,7 @@
 //!
 //! A pure function over bytes; what is wrong with a line goes to a sink and the line is left out.
 
+use postkeep_conf::LogicalLines;
 use postkeep_table::Printable;
 
 use crate::braces::{is_space, trim};
@@ -43,15 +44,15 @@ pub fn parse<E>(
     warn: &mut dyn FnMut(String),
     mut each: impl FnMut(Entry<'_>, &mut dyn FnMut(String)) -> Result<(), E>,
 ) -> Result<(), E> {
-    let file = Printable(file);
-    let mut lines = LogicalLines::new(text);
-    while let Some((line, whole)) = lines.next(&mut |first| {
-        warn(format!(
-            "{file}: logical line must not start with whitespace: \"{first}\""
-        ))
-    }) {
-        let content = whole.split(|&byte| byte == 0).next().unwrap_or_default();
-        if utf8 && !content.is_ascii() && !valid(&whole) {
+    let file = Printable(file).to_string();
+    for logical in LogicalLines::new(text) {
+        if logical.is_orphan() {
+            warn(logical.orphan_warning(&file));
+            continue;
+        }
+        let line = logical.first;
+        let content = logical.text_to_nul();
+        if utf8 && !content.is_ascii() && !valid(&logical.text) {
             warn(format!(
                 "{file}, line {line}: non-UTF-8 input \"{}\" -- ignoring this line",
                 Printable(content)
@@ -109,48 +110,6 @@ pub(crate) fn end_of_key(text: &[u8], ends: impl Fn(u8) -> bool) -> Result<usize
         Err(Unbalanced)
     } else {
         Ok(text.len())
-    }
-}
-
-/// Logical lines, until `postkeep_conf` has them.
-struct LogicalLines<'a> {
-    rest: &'a [u8],
-    number: usize,
-}
-
-impl<'a> LogicalLines<'a> {
-    fn new(text: &'a [u8]) -> Self {
-        Self {
-            rest: text,
-            number: 0,
-        }
-    }
-
-    fn next(&mut self, orphan: &mut dyn FnMut(String)) -> Option<(usize, Vec<u8>)> {
-        loop {
-            let mut line: Option<(usize, Vec<u8>)> = None;
-            while !self.rest.is_empty() {
-                let end = memchr::memchr(b'\n', self.rest).unwrap_or(self.rest.len());
-                let physical = &self.rest[..end];
-                let blank = trim(physical);
-                let counts = !blank.is_empty() && blank[0] != b'#';
-                if counts && line.is_some() && !is_space(physical[0]) {
-                    break;
-                }
-                self.number += 1;
-                self.rest = self.rest.get(end + 1..).unwrap_or_default();
-                if counts {
-                    let (_, text) = line.get_or_insert_with(|| (self.number, Vec::new()));
-                    text.extend_from_slice(physical);
-                }
-            }
-            let (number, text) = line?;
-            if !is_space(text[0]) {
-                return Some((number, text));
-            }
-            let dots = if text.len() > 30 { "..." } else { "" };
-            orphan(format!("{}{dots}", Printable(&text[..text.len().min(30)])));
-        }
     }
 }
 

@@ -26,6 +26,8 @@ bitflags::bitflags! {
         const FILE = 1 << 6;
         /// The name carries the data.
         const DATA_IN_NAME = 1 << 7;
+        /// Stands before another table, which checks and folds for itself.
+        const WRAPS = 1 << 8;
     }
 }
 
@@ -51,9 +53,9 @@ pub struct TableType {
 }
 
 /// What an open function gets.
+#[derive(Clone, Copy)]
 pub(crate) struct Request<'a> {
     /// To open tables inside this one.
-    #[expect(dead_code, reason = "for the types that hold other tables")]
     pub registry: &'a Registry,
     pub context: &'a Context,
     pub name: &'a TableName,

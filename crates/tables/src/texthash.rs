@@ -16,6 +16,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use log::warn;
+use postkeep_sys::error_text;
 use postkeep_table::{
     Cursor, Flags, Latency, LookupError, OpenError, Outcome, Owner, Printable, Step, Table,
     TableName, Watch,
@@ -25,7 +26,7 @@ use crate::compact::CompactMap;
 use crate::inline::{find, walk};
 use crate::source::{self, Style};
 use crate::table_type::{Capabilities, Request, TableType};
-use crate::{error_text, fold_key, read_file_values};
+use crate::{fold_key, read_file_values};
 
 pub(crate) static TABLE_TYPE: TableType = TableType {
     name: "texthash",

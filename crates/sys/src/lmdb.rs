@@ -1,0 +1,808 @@
+//! LMDB files, locked and shared the way Postfix does it (`src/util/slmdb.c`).
+//!
+//! One file without LMDB's own lock file, one unnamed database. All locking is done here: an fcntl(2) lock around
+//! each transaction, shared to read and exclusive to write, and the same among the threads of this process. That
+//! makes the functions safe to call from any thread, which LMDB without its own locks is not.
+#![allow(unsafe_code, reason = "LMDB is a C library")]
+
+use std::ffi::{CStr, CString};
+use std::fmt;
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::marker::PhantomData;
+use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
+use std::path::Path;
+use std::ptr::{self, NonNull};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use lmdb_master_sys as ffi;
+
+use crate::lmdb_pages;
+use crate::lock::{Kind, LockedFile};
+
+/// The smallest map, and how much is added above the size of a file.
+const SMALLEST_MAP: u64 = 10_240;
+
+/// The largest map that the reference would ask for.
+const LARGEST_MAP: u64 = i64::MAX as u64;
+
+/// How often a file is opened again that is replaced while it is opened.
+const ATTEMPTS: usize = 8;
+
+/// How a file is opened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Options {
+    /// For writing too; a missing file is created, mode 0644 less the umask.
+    pub write: bool,
+    /// The initial size limit in bytes. It grows when it must.
+    pub map_size: u64,
+}
+
+/// Why an operation failed; the text is LMDB's or the system's.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct Error(Cause);
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Cause {
+    /// A number of LMDB (negative) or of the system (positive).
+    Code(i32),
+    /// Pages that are in use are not in the file.
+    Truncated,
+}
+
+impl Error {
+    /// The key has a length that LMDB cannot store: 0, or more than 511 bytes.
+    pub const BAD_KEY_SIZE: Self = Self(Cause::Code(ffi::MDB_BAD_VALSIZE));
+
+    /// The file is shorter than its own pages, or its header does not belong to it; opening it again may help.
+    pub fn is_damage(self) -> bool {
+        matches!(
+            self.0,
+            Cause::Truncated
+                | Cause::Code(
+                    ffi::MDB_INVALID | ffi::MDB_CORRUPTED | ffi::MDB_PANIC | ffi::MDB_PAGE_NOTFOUND
+                )
+        )
+    }
+
+    fn is(self, code: i32) -> bool {
+        self.0 == Cause::Code(code)
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            Cause::Truncated => f.write_str("MDB_CORRUPTED: file is shorter than its contents"),
+            Cause::Code(code) if code > 0 => {
+                f.write_str(&crate::error_text(&io::Error::from_raw_os_error(code)))
+            }
+            Cause::Code(code) => {
+                // SAFETY: for LMDB's own numbers the result is a constant string.
+                let text = unsafe { CStr::from_ptr(ffi::mdb_strerror(code)) };
+                f.write_str(&text.to_string_lossy())
+            }
+        }
+    }
+}
+
+impl fmt::Debug for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "lmdb::Error({self})")
+    }
+}
+
+impl std::error::Error for Error {}
+
+impl From<io::Error> for Error {
+    fn from(error: io::Error) -> Self {
+        Self(Cause::Code(error.raw_os_error().unwrap_or(libc::EIO)))
+    }
+}
+
+fn check(code: i32) -> Result<(), Error> {
+    if code == 0 {
+        Ok(())
+    } else {
+        Err(Error(Cause::Code(code)))
+    }
+}
+
+/// An open LMDB file.
+///
+/// Two environments of one process may be open on the same file; they behave like those of two processes.
+pub struct Environment {
+    environment: NonNull<ffi::MDB_env>,
+    database: ffi::MDB_dbi,
+    file: LockedFile,
+    page_size: u64,
+    /// Length and transaction of the file when its pages were last found complete though it looked short.
+    short_but_whole: [AtomicU64; 2],
+    /// The map is gone; nothing works any more.
+    broken: AtomicBool,
+}
+
+// SAFETY: LMDB ties nothing to a thread when it does no locking of its own; what must not happen at the same time is
+// kept apart by `file`.
+unsafe impl Send for Environment {}
+// SAFETY: as above. Transactions never leave the closure that runs under the lock.
+unsafe impl Sync for Environment {}
+
+impl fmt::Debug for Environment {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Environment")
+            .field("file", &self.file)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Environment {
+    /// Opens a file.
+    ///
+    /// # Errors
+    /// [`Error`] when it is missing, unreadable, or not an LMDB file.
+    pub fn open(path: &Path, options: Options) -> Result<Self, Error> {
+        let mut attempt = 1;
+        loop {
+            let file = OpenOptions::new()
+                .read(true)
+                .write(options.write)
+                .create(options.write)
+                .mode(0o644)
+                .open(path)?;
+            let environment = Self::open_file(path, file, options)?;
+            // LMDB opened the path on its own; both must be the same file.
+            let inode = |file: &File| {
+                file.metadata()
+                    .map(|metadata| (metadata.dev(), metadata.ino()))
+            };
+            if inode(&environment.lmdb_file()?)? == inode(environment.file.file())? {
+                return Ok(environment);
+            }
+            if attempt == ATTEMPTS {
+                return Err(Error(Cause::Code(libc::EAGAIN)));
+            }
+            attempt += 1;
+        }
+    }
+
+    fn open_file(path: &Path, file: File, options: Options) -> Result<Self, Error> {
+        let file = LockedFile::new(file);
+        let length = file.file().metadata()?.len();
+        if length == 0 && !options.write {
+            // What LMDB says after it failed to write the first pages.
+            return Err(Error(Cause::Code(libc::EBADF)));
+        }
+        let mut map_size = options.map_size.max(SMALLEST_MAP);
+        if length > map_size - SMALLEST_MAP {
+            map_size = length + SMALLEST_MAP;
+        }
+        let map_size = usize::try_from(map_size.min(LARGEST_MAP))
+            .map_err(|_| Error(Cause::Code(libc::ENOMEM)))?;
+        let path = CString::new(path.as_os_str().as_bytes())
+            .map_err(|_| Error(Cause::Code(libc::ENOENT)))?;
+        let mut environment = ptr::null_mut();
+        // SAFETY: the pointer is where the new handle goes.
+        check(unsafe { ffi::mdb_env_create(&raw mut environment) })?;
+        let environment = NonNull::new(environment).ok_or(Error(Cause::Code(libc::ENOMEM)))?;
+        let mut this = Self {
+            environment,
+            database: 0,
+            file,
+            page_size: 0,
+            short_but_whole: [const { AtomicU64::new(0) }; 2],
+            broken: AtomicBool::new(false),
+        };
+        // LMDB gives an empty file its first pages, which only one process at a time may do.
+        let first_pages = if options.write && length == 0 {
+            Some(this.file.write()?)
+        } else {
+            None
+        };
+        let flags =
+            ffi::MDB_NOSUBDIR | ffi::MDB_NOLOCK | if options.write { 0 } else { ffi::MDB_RDONLY };
+        // SAFETY: the handle is new and known to nobody else, the path ends with NUL.
+        unsafe {
+            check(ffi::mdb_env_set_mapsize(environment.as_ptr(), map_size))?;
+            check(ffi::mdb_env_open(
+                environment.as_ptr(),
+                path.as_ptr(),
+                flags,
+                0o644,
+            ))?;
+        }
+        drop(first_pages);
+        this.page_size =
+            lmdb_pages::page_size(this.file.file())?.ok_or(Error(Cause::Code(ffi::MDB_INVALID)))?;
+        let database = this.read(|reader| reader.open_database())??;
+        this.database = database;
+        Ok(this)
+    }
+
+    /// The descriptor that LMDB opened, as a file of its own.
+    fn lmdb_file(&self) -> Result<File, Error> {
+        let mut descriptor = -1;
+        // SAFETY: the environment is open; the number stays LMDB's, which outlives the borrow.
+        let borrowed = unsafe {
+            check(ffi::mdb_env_get_fd(
+                self.environment.as_ptr(),
+                &raw mut descriptor,
+            ))?;
+            std::os::fd::BorrowedFd::borrow_raw(descriptor)
+        };
+        Ok(File::from(borrowed.try_clone_to_owned()?))
+    }
+
+    /// The open file, for its owner and its inode.
+    pub fn file(&self) -> &File {
+        self.file.file()
+    }
+
+    /// Locks the file for as long as it is open, in place of the lock around each transaction.
+    ///
+    /// # Errors
+    /// The lock could not be had; waiting is no error.
+    pub fn hold(&self, kind: Kind) -> Result<(), Error> {
+        Ok(self.file.hold(kind)?)
+    }
+
+    /// Runs `f` with the newest snapshot. Waits for writers.
+    ///
+    /// # Errors
+    /// [`Error`] of the lock or of the file.
+    pub fn read<R>(&self, f: impl FnOnce(&Reader<'_>) -> R) -> Result<R, Error> {
+        loop {
+            let guard = self.file.read()?;
+            match self.begin(ffi::MDB_RDONLY) {
+                Ok(transaction) => return Ok(f(&Reader { transaction })),
+                Err(error) if error.is(ffi::MDB_MAP_RESIZED) => drop(guard),
+                Err(error) => return Err(error),
+            }
+            self.adopt_size()?;
+        }
+    }
+
+    /// Runs `f` with the newest snapshot if nobody is writing; `None` when it would have to wait.
+    ///
+    /// # Errors
+    /// As [`Environment::read`].
+    pub fn try_read<R>(&self, f: impl FnOnce(&Reader<'_>) -> R) -> Result<Option<R>, Error> {
+        let Some(_guard) = self.file.try_read()? else {
+            return Ok(None);
+        };
+        match self.begin(ffi::MDB_RDONLY) {
+            Ok(transaction) => Ok(Some(f(&Reader { transaction }))),
+            Err(error) if error.is(ffi::MDB_MAP_RESIZED) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Runs `f` in a write transaction and commits it, durable when this returns. Waits for readers and writers.
+    ///
+    /// When the map is full it is doubled and `f` runs again from the start, until everything fits.
+    ///
+    /// # Errors
+    /// [`Error`] of the lock, of the file, or of `f`; nothing is changed then.
+    pub fn write<R>(
+        &self,
+        mut f: impl FnMut(&mut Writer<'_>) -> Result<R, Error>,
+    ) -> Result<R, Error> {
+        let _guard = self.file.write()?;
+        loop {
+            let result = self.begin(0).and_then(|transaction| {
+                let mut writer = Writer(Reader { transaction });
+                let result = f(&mut writer)?;
+                writer.0.transaction.commit()?;
+                Ok(result)
+            });
+            match result {
+                Err(error) if error.is(ffi::MDB_MAP_FULL) => {
+                    let size = self.info().me_mapsize;
+                    let size = size
+                        .checked_mul(2)
+                        .filter(|&size| size as u64 <= LARGEST_MAP)
+                        .ok_or(error)?;
+                    self.resize(size)?;
+                }
+                Err(error) if error.is(ffi::MDB_MAP_RESIZED) => self.resize(0)?,
+                result => return result,
+            }
+        }
+    }
+
+    /// Another process has made the map larger.
+    fn adopt_size(&self) -> Result<(), Error> {
+        let _guard = self.file.alone_among_threads()?;
+        self.check_whole()?;
+        self.resize(0)
+    }
+
+    /// Sets the size of the map. No transaction may be active in any thread.
+    fn resize(&self, size: usize) -> Result<(), Error> {
+        // SAFETY: the callers hold the write guard, so there is no transaction and no slice into the map.
+        let result = check(unsafe { ffi::mdb_env_set_mapsize(self.environment.as_ptr(), size) });
+        if result.is_err() {
+            self.broken.store(true, Ordering::Release);
+        }
+        result
+    }
+
+    fn info(&self) -> ffi::MDB_envinfo {
+        let mut info = ffi::MDB_envinfo {
+            me_mapaddr: ptr::null_mut(),
+            me_mapsize: 0,
+            me_last_pgno: 0,
+            me_last_txnid: 0,
+            me_maxreaders: 0,
+            me_numreaders: 0,
+        };
+        // SAFETY: the environment is open and its meta pages are in the file; `info` is the structure to fill.
+        unsafe { ffi::mdb_env_info(self.environment.as_ptr(), &raw mut info) };
+        info
+    }
+
+    /// All pages that are in use can be touched.
+    fn check_whole(&self) -> Result<(), Error> {
+        if self.broken.load(Ordering::Acquire) {
+            return Err(Error(Cause::Code(libc::ENOMEM)));
+        }
+        let length = self.file.file().metadata()?.len();
+        if length < 2 * self.page_size {
+            return Err(Error(Cause::Truncated));
+        }
+        let info = self.info();
+        let transaction = info.me_last_txnid as u64;
+        if length / self.page_size > info.me_last_pgno as u64 {
+            return Ok(());
+        }
+        let known = [&self.short_but_whole[0], &self.short_but_whole[1]]
+            .map(|known| known.load(Ordering::Relaxed));
+        if known == [length, transaction] {
+            return Ok(());
+        }
+        let page_size = usize::try_from(self.page_size).map_err(|_| Error(Cause::Truncated))?;
+        if !lmdb_pages::all_inside(self.file.file(), page_size)? {
+            return Err(Error(Cause::Truncated));
+        }
+        self.short_but_whole[0].store(length, Ordering::Relaxed);
+        self.short_but_whole[1].store(transaction, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Begins a transaction. The caller holds the guard that belongs to it.
+    fn begin(&self, flags: u32) -> Result<Transaction<'_>, Error> {
+        self.check_whole()?;
+        let mut transaction = ptr::null_mut();
+        // SAFETY: the environment is open; a write transaction is the only one because of the guard.
+        check(unsafe {
+            ffi::mdb_txn_begin(
+                self.environment.as_ptr(),
+                ptr::null_mut(),
+                flags,
+                &raw mut transaction,
+            )
+        })?;
+        let transaction = NonNull::new(transaction).ok_or(Error(Cause::Code(libc::ENOMEM)))?;
+        Ok(Transaction {
+            transaction,
+            database: self.database,
+            environment: PhantomData,
+        })
+    }
+}
+
+impl Drop for Environment {
+    fn drop(&mut self) {
+        // SAFETY: transactions borrow the environment, so none is left.
+        unsafe { ffi::mdb_env_close(self.environment.as_ptr()) };
+    }
+}
+
+struct Transaction<'a> {
+    transaction: NonNull<ffi::MDB_txn>,
+    database: ffi::MDB_dbi,
+    environment: PhantomData<&'a Environment>,
+}
+
+impl Transaction<'_> {
+    fn commit(self) -> Result<(), Error> {
+        let transaction = self.transaction;
+        std::mem::forget(self);
+        // SAFETY: the transaction is active; LMDB frees it whatever the outcome.
+        check(unsafe { ffi::mdb_txn_commit(transaction.as_ptr()) })
+    }
+}
+
+impl Drop for Transaction<'_> {
+    fn drop(&mut self) {
+        // SAFETY: the transaction is active, and cursors in it are closed.
+        unsafe { ffi::mdb_txn_abort(self.transaction.as_ptr()) };
+    }
+}
+
+/// A snapshot. Slices live as long as it does.
+pub struct Reader<'a> {
+    transaction: Transaction<'a>,
+}
+
+impl Reader<'_> {
+    fn open_database(&self) -> Result<ffi::MDB_dbi, Error> {
+        let mut database = 0;
+        // SAFETY: the transaction is active; no name is the unnamed database.
+        check(unsafe {
+            ffi::mdb_dbi_open(
+                self.transaction.transaction.as_ptr(),
+                ptr::null(),
+                0,
+                &raw mut database,
+            )
+        })?;
+        Ok(database)
+    }
+
+    /// The value of a key. A key that LMDB could not store is not found.
+    ///
+    /// # Errors
+    /// [`Error`] of the file.
+    pub fn find(&self, key: &[u8]) -> Result<Option<&[u8]>, Error> {
+        if key.is_empty() {
+            return Ok(None);
+        }
+        let (mut key, mut value) = (borrow(key), borrow(&[]));
+        // SAFETY: the transaction is active, the key is read only, the result goes to `value`.
+        let code = unsafe {
+            ffi::mdb_get(
+                self.transaction.transaction.as_ptr(),
+                self.transaction.database,
+                &raw mut key,
+                &raw mut value,
+            )
+        };
+        match code {
+            ffi::MDB_NOTFOUND | ffi::MDB_BAD_VALSIZE => Ok(None),
+            code => {
+                check(code)?;
+                // SAFETY: LMDB answered with a piece of the map, valid while the transaction is.
+                Ok(Some(unsafe { slice(&value) }))
+            }
+        }
+    }
+
+    /// The first entry whose key is greater than `key`, or the first of all.
+    ///
+    /// # Errors
+    /// [`Error`] of the file.
+    pub fn after(&self, key: Option<&[u8]>) -> Result<Option<(&[u8], &[u8])>, Error> {
+        let cursor = Cursor::open(self)?;
+        let Some(wanted) = key.filter(|key| !key.is_empty()) else {
+            return cursor.step(self, &[], ffi::MDB_FIRST);
+        };
+        match cursor.step(self, wanted, ffi::MDB_SET_RANGE)? {
+            Some((found, _)) if found == wanted => cursor.step(self, &[], ffi::MDB_NEXT),
+            entry => Ok(entry),
+        }
+    }
+}
+
+struct Cursor(NonNull<ffi::MDB_cursor>);
+
+impl Cursor {
+    fn open(reader: &Reader<'_>) -> Result<Self, Error> {
+        let mut cursor = ptr::null_mut();
+        // SAFETY: the transaction is active, the database is open.
+        check(unsafe {
+            ffi::mdb_cursor_open(
+                reader.transaction.transaction.as_ptr(),
+                reader.transaction.database,
+                &raw mut cursor,
+            )
+        })?;
+        NonNull::new(cursor)
+            .map(Self)
+            .ok_or(Error(Cause::Code(libc::ENOMEM)))
+    }
+
+    fn step<'r>(
+        &self,
+        _snapshot: &'r Reader<'_>,
+        key: &[u8],
+        operation: ffi::MDB_cursor_op,
+    ) -> Result<Option<(&'r [u8], &'r [u8])>, Error> {
+        let (mut key, mut value) = (borrow(key), borrow(&[]));
+        // SAFETY: the cursor is open in an active transaction; results go to `key` and `value`.
+        let code = unsafe {
+            ffi::mdb_cursor_get(self.0.as_ptr(), &raw mut key, &raw mut value, operation)
+        };
+        if code == ffi::MDB_NOTFOUND {
+            return Ok(None);
+        }
+        check(code)?;
+        // SAFETY: LMDB answered with pieces of the map, valid while the transaction is.
+        Ok(Some(unsafe { (slice(&key), slice(&value)) }))
+    }
+}
+
+impl Drop for Cursor {
+    fn drop(&mut self) {
+        // SAFETY: the cursor is open, and so is its transaction.
+        unsafe { ffi::mdb_cursor_close(self.0.as_ptr()) };
+    }
+}
+
+/// A write transaction. What it has changed is visible to it alone until it is committed.
+pub struct Writer<'a>(Reader<'a>);
+
+impl Writer<'_> {
+    /// The contents as this transaction sees them.
+    pub fn reader(&self) -> &Reader<'_> {
+        &self.0
+    }
+
+    /// Stores an entry; false when the key is there already and `replace` is not set.
+    ///
+    /// # Errors
+    /// [`Error::BAD_KEY_SIZE`], or the file's.
+    pub fn put(&mut self, key: &[u8], value: &[u8], replace: bool) -> Result<bool, Error> {
+        let (mut key, mut value) = (borrow(key), borrow(value));
+        let flags = if replace { 0 } else { ffi::MDB_NOOVERWRITE };
+        // SAFETY: the transaction is active and for writing; LMDB copies key and value.
+        let code = unsafe {
+            ffi::mdb_put(
+                self.0.transaction.transaction.as_ptr(),
+                self.0.transaction.database,
+                &raw mut key,
+                &raw mut value,
+                flags,
+            )
+        };
+        if code == ffi::MDB_KEYEXIST {
+            return Ok(false);
+        }
+        check(code)?;
+        Ok(true)
+    }
+
+    /// Deletes an entry; false when there is none.
+    ///
+    /// # Errors
+    /// [`Error`] of the file.
+    pub fn delete(&mut self, key: &[u8]) -> Result<bool, Error> {
+        if key.is_empty() {
+            return Ok(false);
+        }
+        let mut key = borrow(key);
+        // SAFETY: the transaction is active and for writing.
+        let code = unsafe {
+            ffi::mdb_del(
+                self.0.transaction.transaction.as_ptr(),
+                self.0.transaction.database,
+                &raw mut key,
+                ptr::null_mut(),
+            )
+        };
+        match code {
+            ffi::MDB_NOTFOUND | ffi::MDB_BAD_VALSIZE => Ok(false),
+            code => check(code).map(|()| true),
+        }
+    }
+
+    /// Deletes all entries.
+    ///
+    /// # Errors
+    /// [`Error`] of the file.
+    pub fn clear(&mut self) -> Result<(), Error> {
+        // SAFETY: the transaction is active and for writing; 0 empties the database without deleting it.
+        check(unsafe {
+            ffi::mdb_drop(
+                self.0.transaction.transaction.as_ptr(),
+                self.0.transaction.database,
+                0,
+            )
+        })
+    }
+}
+
+fn borrow(bytes: &[u8]) -> ffi::MDB_val {
+    ffi::MDB_val {
+        mv_size: bytes.len(),
+        mv_data: bytes.as_ptr().cast_mut().cast(),
+    }
+}
+
+/// # Safety
+/// The value must be one that LMDB filled in, and its transaction must be active for all of `'a`.
+unsafe fn slice<'a>(value: &ffi::MDB_val) -> &'a [u8] {
+    if value.mv_size == 0 {
+        return &[];
+    }
+    // SAFETY: see above.
+    unsafe { std::slice::from_raw_parts(value.mv_data.cast(), value.mv_size) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SMALL: Options = Options {
+        write: true,
+        map_size: 1,
+    };
+
+    fn path() -> (tempfile::TempDir, std::path::PathBuf) {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("t.lmdb");
+        (directory, path)
+    }
+
+    fn find(environment: &Environment, key: &[u8]) -> Option<Vec<u8>> {
+        environment
+            .read(|reader| reader.find(key).unwrap().map(<[u8]>::to_vec))
+            .unwrap()
+    }
+
+    #[test]
+    fn what_is_committed_is_found_by_others() {
+        let (_directory, path) = path();
+        let ours = Environment::open(&path, SMALL).unwrap();
+        let theirs = Environment::open(
+            &path,
+            Options {
+                write: false,
+                ..SMALL
+            },
+        )
+        .unwrap();
+        let value = vec![b'v'; 300_000];
+        assert!(
+            ours.write(|writer| writer.put(b"k", &value, false))
+                .unwrap()
+        );
+        assert!(!ours.write(|writer| writer.put(b"k", b"w", false)).unwrap());
+        assert_eq!(find(&theirs, b"k"), Some(value));
+        assert!(ours.write(|writer| writer.delete(b"k")).unwrap());
+        assert!(!ours.write(|writer| writer.delete(b"k")).unwrap());
+        assert_eq!(find(&theirs, b"k"), None);
+    }
+
+    #[test]
+    fn a_transaction_that_fails_changes_nothing() {
+        let (_directory, path) = path();
+        let environment = Environment::open(&path, SMALL).unwrap();
+        environment
+            .write(|writer| writer.put(b"a", b"1", true))
+            .unwrap();
+        let error = environment
+            .write(|writer| {
+                writer.clear()?;
+                writer.put(&[b'k'; 512], b"v", true)
+            })
+            .unwrap_err();
+        assert_eq!(error, Error::BAD_KEY_SIZE);
+        assert_eq!(find(&environment, b"a").as_deref(), Some(&b"1"[..]));
+        assert_eq!(find(&environment, &[b'k'; 512]), None);
+        assert_eq!(find(&environment, b""), None);
+    }
+
+    #[test]
+    fn entries_come_in_order_and_the_walk_survives_deletions() {
+        let (_directory, path) = path();
+        let environment = Environment::open(&path, SMALL).unwrap();
+        let after = |key: Option<&[u8]>| {
+            environment
+                .read(|reader| reader.after(key).unwrap().map(|(key, _)| key.to_vec()))
+                .unwrap()
+        };
+        assert_eq!(after(None), None);
+        environment
+            .write(|writer| {
+                for key in [b"b", b"c", b"a"] {
+                    writer.put(key, b"v", true)?;
+                }
+                Ok(())
+            })
+            .unwrap();
+        assert_eq!(after(None).unwrap(), b"a");
+        assert_eq!(after(Some(b"a")).unwrap(), b"b");
+        assert_eq!(after(Some(b"aa")).unwrap(), b"b");
+        assert_eq!(after(Some(b"c")), None);
+    }
+
+    #[test]
+    fn a_shortened_file_is_an_error_not_a_signal() {
+        let (_directory, path) = path();
+        let environment = Environment::open(&path, SMALL).unwrap();
+        environment
+            .write(|writer| writer.put(b"k", &[b'v'; 50_000], true))
+            .unwrap();
+        let length = environment.file().metadata().unwrap().len();
+        for shorter in [length - 4096, 8192, 4096, 0] {
+            OpenOptions::new()
+                .write(true)
+                .open(&path)
+                .unwrap()
+                .set_len(shorter)
+                .unwrap();
+            let error = environment.read(|_| ()).unwrap_err();
+            assert!(error.is_damage(), "{shorter}: {error}");
+            assert!(
+                environment
+                    .write(|writer| writer.put(b"k", b"v", true))
+                    .is_err()
+            );
+            assert!(
+                Environment::open(
+                    &path,
+                    Options {
+                        write: false,
+                        ..SMALL
+                    }
+                )
+                .is_err()
+            );
+        }
+    }
+
+    #[test]
+    fn pages_given_back_at_the_end_do_not_make_a_file_damaged() {
+        let (_directory, path) = path();
+        let environment = Environment::open(&path, SMALL).unwrap();
+        environment
+            .write(|writer| writer.put(b"a", b"1", true))
+            .unwrap();
+        environment
+            .write(|writer| {
+                for number in 0..400_u32 {
+                    writer.put(&number.to_be_bytes(), &[b'v'; 100], true)?;
+                }
+                writer.put(b"big", &[b'v'; 50_000], true)?;
+                writer.delete(b"big")?;
+                for number in 0..400_u32 {
+                    writer.delete(&number.to_be_bytes())?;
+                }
+                Ok(())
+            })
+            .unwrap();
+        assert_eq!(find(&environment, b"a").as_deref(), Some(&b"1"[..]));
+        // The walk itself agrees, whether or not the file came out short.
+        assert!(
+            lmdb_pages::all_inside(
+                environment.file(),
+                usize::try_from(environment.page_size).unwrap()
+            )
+            .unwrap()
+        );
+    }
+
+    #[test]
+    fn many_threads_read_while_one_writes() {
+        let (_directory, path) = path();
+        let environment = Environment::open(&path, SMALL).unwrap();
+        let count = 50_u32;
+        environment
+            .write(|writer| writer.put(b"k", &0_u32.to_be_bytes(), true))
+            .unwrap();
+        std::thread::scope(|scope| {
+            for _ in 0..3 {
+                scope.spawn(|| {
+                    let mut last = 0;
+                    while last < count {
+                        let value = find(&environment, b"k").unwrap();
+                        let now = u32::from_be_bytes(value[..4].try_into().unwrap());
+                        assert!(now >= last && value.len() == 4 + now as usize * 1000);
+                        last = now;
+                    }
+                });
+            }
+            scope.spawn(|| {
+                for number in 1..=count {
+                    let mut value = number.to_be_bytes().to_vec();
+                    value.resize(4 + number as usize * 1000, b'v');
+                    environment
+                        .write(|writer| writer.put(b"k", &value, true))
+                        .unwrap();
+                }
+            });
+        });
+    }
+}

@@ -1,0 +1,718 @@
+//! `lmdb:FILE` is an LMDB database in `FILE.lmdb`, made by postmap(1) or postalias(1).
+//!
+//! Lookups see what other programs commit, at once and without a restart. Programs keep apart by fcntl(2) locks on
+//! the file, shared to read and exclusive to write; LMDB's own lock file is not used (lmdb_table(5)). Keys have at
+//! most 511 bytes, a trailing NUL included; values have no limit. The initial size limit is `lmdb_map_size`; it
+//! grows by itself.
+//!
+//! A key is stored with a NUL behind it unless the creator was told otherwise; both forms are looked for. Entries
+//! are listed in the order of their bytes.
+//!
+//! Creating a table replaces all entries in one transaction: when it fails the old ones are still there.
+//!
+//! Differences from the reference: every access is locked, whatever the flags say; adding entries holds an
+//! exclusive lock throughout; a record is stored however often the limit must be doubled, and a source is not read
+//! twice for that; a file that is shorter than its contents is an error and not the end of the process, and is
+//! opened again; both forms of a key are tried each time; a walk goes on when its entry was deleted. For a daemon an
+//! empty key is not found.
+
+use std::collections::BTreeMap;
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::{Duration, SystemTime};
+
+use log::warn;
+use postkeep_sys::lmdb::{Environment, Error, Options, Reader};
+use postkeep_sys::lock::Kind;
+use postkeep_table::{
+    Access, Cursor, Flags, Latency, LookupError, OpenError, Outcome, Owner, Printable, Step, Table,
+    TableName, Watch,
+};
+
+use crate::table_type::{Capabilities, Request, TableType};
+use crate::{BuildError, BuildMode, Builder, Caller};
+
+pub(crate) static TABLE_TYPE: TableType = TableType {
+    name: "lmdb",
+    summary: "an LMDB database",
+    capabilities: Capabilities::UPDATE
+        .union(Capabilities::DELETE)
+        .union(Capabilities::SEQUENCE)
+        .union(Capabilities::BUILD)
+        .union(Capabilities::FILE),
+    open,
+    build: Some(build),
+};
+
+/// The longest key that LMDB stores.
+const LONGEST_KEY: usize = 511;
+
+/// A database younger than this is not compared with its source, which may be in the making.
+const FRESH: Duration = Duration::from_secs(100);
+
+/// Whether keys are stored with a NUL behind them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Form {
+    WithNul,
+    Plain,
+}
+
+struct Lmdb {
+    name: TableName,
+    flags: Flags,
+    path: PathBuf,
+    options: Options,
+    caller: Caller,
+    environment: RwLock<Arc<Environment>>,
+    /// The form in which a key was found: 0 not known, 1 with NUL, 2 plain.
+    seen: AtomicU8,
+    owner: u32,
+}
+
+fn open(request: &Request<'_>) -> Result<Arc<dyn Table>, OpenError> {
+    Ok(Arc::new(open_table(request)?))
+}
+
+fn open_table(request: &Request<'_>) -> Result<Lmdb, OpenError> {
+    let write = request.access == Access::ReadWrite;
+    let (path, options, environment) = open_environment(request, write)?;
+    if request.flags.contains(Flags::LOCK) {
+        warn_when_older(&path, request.name, &environment);
+    }
+    let owner = environment
+        .file()
+        .metadata()
+        .map_or(u32::MAX, |metadata| metadata.uid());
+    Ok(Lmdb {
+        name: request.name.clone(),
+        flags: request.fixed_flags() | Flags::MULTI_WRITER,
+        path,
+        options,
+        caller: request.context.caller,
+        environment: RwLock::new(Arc::new(environment)),
+        seen: AtomicU8::new(0),
+        owner,
+    })
+}
+
+fn open_environment(
+    request: &Request<'_>,
+    write: bool,
+) -> Result<(PathBuf, Options, Environment), OpenError> {
+    let mut path = request.name.name().to_vec();
+    path.extend_from_slice(b".lmdb");
+    let path = PathBuf::from(OsStr::from_bytes(&path));
+    let options = Options {
+        write,
+        map_size: request.context.lmdb_map_size,
+    };
+    let environment = Environment::open(&path, options).map_err(|error| {
+        OpenError::Unavailable(format!(
+            "open database {}: {error}",
+            Printable(path.as_os_str().as_bytes())
+        ))
+    })?;
+    Ok((path, options, environment))
+}
+
+/// Warns about a source that was changed after the table was made, but not just now.
+fn warn_when_older(path: &Path, name: &TableName, environment: &Environment) {
+    let source = Path::new(OsStr::from_bytes(name.name()));
+    let modified = |metadata: std::fs::Metadata| metadata.modified();
+    let (Ok(made), Ok(changed)) = (
+        environment.file().metadata().and_then(modified),
+        std::fs::metadata(source).and_then(modified),
+    ) else {
+        return;
+    };
+    let settled = SystemTime::now()
+        .duration_since(changed)
+        .is_ok_and(|age| age > FRESH);
+    // The reference compares whole seconds.
+    let seconds = |time: SystemTime| {
+        time.duration_since(SystemTime::UNIX_EPOCH)
+            .map_or(0, |since| since.as_secs())
+    };
+    if seconds(changed) > seconds(made) && settled {
+        warn!(
+            "database {} is older than source file {}",
+            Printable(path.as_os_str().as_bytes()),
+            Printable(name.name())
+        );
+    }
+}
+
+/// The forms that the flags allow: those of the request, where it is particular, otherwise the table's.
+fn forms(table: Flags, request: Flags) -> &'static [Form] {
+    for flags in [request, table] {
+        match (
+            flags.contains(Flags::TRY1NULL),
+            flags.contains(Flags::TRY0NULL),
+        ) {
+            (true, false) => return &[Form::WithNul],
+            (false, true) => return &[Form::Plain],
+            _ => {}
+        }
+    }
+    &[Form::WithNul, Form::Plain]
+}
+
+/// A key in its stored form, without allocating; `None` when it is too long to be stored.
+fn stored<'b>(key: &[u8], form: Form, buffer: &'b mut [u8; LONGEST_KEY]) -> Option<&'b [u8]> {
+    let length = key.len() + usize::from(form == Form::WithNul);
+    let stored = buffer.get_mut(..length)?;
+    stored[..key.len()].copy_from_slice(key);
+    if form == Form::WithNul {
+        stored[key.len()] = 0;
+    }
+    Some(stored)
+}
+
+/// Keys and values end at the first NUL.
+fn text(bytes: &[u8]) -> &[u8] {
+    memchr::memchr(0, bytes).map_or(bytes, |end| &bytes[..end])
+}
+
+impl Lmdb {
+    fn current(&self) -> Arc<Environment> {
+        Arc::clone(
+            &self
+                .environment
+                .read()
+                .unwrap_or_else(PoisonError::into_inner),
+        )
+    }
+
+    /// Runs an operation, a second time on the file as it is now when the open one is damaged.
+    fn with<R>(
+        &self,
+        doing: &str,
+        operation: impl Fn(&Environment) -> Result<R, Error>,
+    ) -> Result<R, LookupError> {
+        let environment = self.current();
+        let result = operation(&environment).or_else(|error| {
+            if !error.is_damage() {
+                return Err(error);
+            }
+            let fresh = Arc::new(Environment::open(&self.path, self.options).map_err(|_| error)?);
+            let result = operation(&fresh)?;
+            *self
+                .environment
+                .write()
+                .unwrap_or_else(PoisonError::into_inner) = fresh;
+            Ok(result)
+        });
+        result.map_err(|error| self.failure(doing, error))
+    }
+
+    fn failure(&self, doing: &str, error: Error) -> LookupError {
+        let text = format!("error {doing} {}: {error}", self.name);
+        if error == Error::BAD_KEY_SIZE {
+            LookupError::Config(text)
+        } else {
+            LookupError::Retry(text)
+        }
+    }
+
+    fn find(
+        &self,
+        reader: &Reader<'_>,
+        flags: Flags,
+        key: &[u8],
+        value: &mut Vec<u8>,
+    ) -> Result<Outcome, Error> {
+        let mut buffer = [0; LONGEST_KEY];
+        for &form in forms(self.flags, flags) {
+            if form == Form::Plain
+                && key.is_empty()
+                && self.caller == Caller::Command
+                && self.seen() != Some(Form::WithNul)
+            {
+                return Err(Error::BAD_KEY_SIZE);
+            }
+            if let Some(stored) = stored(key, form, &mut buffer)
+                && let Some(found) = reader.find(stored)?
+            {
+                value.extend_from_slice(text(found));
+                self.seen
+                    .store(1 + u8::from(form == Form::Plain), Ordering::Relaxed);
+                return Ok(Outcome::Done);
+            }
+        }
+        Ok(Outcome::Absent)
+    }
+
+    fn seen(&self) -> Option<Form> {
+        match self.seen.load(Ordering::Relaxed) {
+            1 => Some(Form::WithNul),
+            2 => Some(Form::Plain),
+            _ => None,
+        }
+    }
+}
+
+impl Table for Lmdb {
+    fn name(&self) -> &TableName {
+        &self.name
+    }
+
+    fn flags(&self) -> Flags {
+        self.flags
+    }
+
+    fn latency(&self) -> Latency {
+        Latency::Blocking
+    }
+
+    fn lookup(
+        &self,
+        flags: Flags,
+        key: &[u8],
+        value: &mut Vec<u8>,
+    ) -> Result<Outcome, LookupError> {
+        let found = std::cell::RefCell::new(value);
+        self.with("reading", |environment| {
+            environment.read(|reader| self.find(reader, flags, key, &mut found.borrow_mut()))?
+        })
+    }
+
+    fn try_lookup(
+        &self,
+        flags: Flags,
+        key: &[u8],
+        value: &mut Vec<u8>,
+    ) -> Option<Result<Outcome, LookupError>> {
+        match self
+            .current()
+            .try_read(|reader| self.find(reader, flags, key, value))
+        {
+            Ok(None) => None,
+            Ok(Some(Ok(outcome))) => Some(Ok(outcome)),
+            // A damaged file is opened again where that may take its time.
+            Err(error) | Ok(Some(Err(error))) if error.is_damage() => None,
+            Err(error) | Ok(Some(Err(error))) => Some(Err(self.failure("reading", error))),
+        }
+    }
+
+    fn update(&self, flags: Flags, key: &[u8], value: &[u8]) -> Result<Outcome, LookupError> {
+        let form = match forms(self.flags, flags) {
+            [form] => *form,
+            _ => self.seen().unwrap_or(Form::WithNul),
+        };
+        let replace = flags.contains(Flags::DUP_REPLACE);
+        let mut buffer = [0; LONGEST_KEY];
+        let stored_key = stored(key, form, &mut buffer)
+            .filter(|key| !key.is_empty())
+            .ok_or_else(|| self.failure("updating", Error::BAD_KEY_SIZE))?;
+        let stored_value = stored_value(value, form);
+        let new = self.with("updating", |environment| {
+            environment.write(|writer| writer.put(stored_key, &stored_value, replace))
+        })?;
+        if new {
+            return Ok(Outcome::Done);
+        }
+        match duplicate(&self.name, flags, key) {
+            None => Ok(Outcome::Absent),
+            Some(text) => Err(LookupError::Config(text)),
+        }
+    }
+
+    fn delete(&self, flags: Flags, key: &[u8]) -> Result<Outcome, LookupError> {
+        let deleted = self.with("deleting from", |environment| {
+            environment.write(|writer| {
+                let mut buffer = [0; LONGEST_KEY];
+                for &form in forms(self.flags, flags) {
+                    if let Some(stored) = stored(key, form, &mut buffer)
+                        && writer.delete(stored)?
+                    {
+                        return Ok(true);
+                    }
+                }
+                Ok(false)
+            })
+        })?;
+        Ok(if deleted {
+            Outcome::Done
+        } else {
+            Outcome::Absent
+        })
+    }
+
+    fn sequence(
+        &self,
+        _: Flags,
+        step: Step,
+        cursor: &mut Cursor,
+        key: &mut Vec<u8>,
+        value: &mut Vec<u8>,
+    ) -> Result<Outcome, LookupError> {
+        if step == Step::First {
+            *cursor = Cursor::default();
+        }
+        let entry = self.with("seeking", |environment| {
+            environment.read(|reader| {
+                let entry = reader.after(cursor.key.as_deref())?;
+                Ok(entry.map(|(key, value)| (key.to_vec(), value.to_vec())))
+            })?
+        })?;
+        let Some((found_key, found_value)) = entry else {
+            return Ok(Outcome::Absent);
+        };
+        key.extend_from_slice(text(&found_key));
+        value.extend_from_slice(text(&found_value));
+        cursor.key = Some(found_key);
+        cursor.ordinal += 1;
+        Ok(Outcome::Done)
+    }
+
+    fn watches(&self) -> Vec<Watch> {
+        vec![Watch {
+            path: self.path.clone(),
+            modification_time: false,
+        }]
+    }
+
+    fn owner(&self) -> Owner {
+        match self.owner {
+            0 => Owner::Trusted,
+            u32::MAX => Owner::Unknown,
+            uid => Owner::User(uid),
+        }
+    }
+}
+
+fn stored_value(value: &[u8], form: Form) -> Vec<u8> {
+    let mut stored = Vec::with_capacity(value.len() + 1);
+    stored.extend_from_slice(value);
+    if form == Form::WithNul {
+        stored.push(0);
+    }
+    stored
+}
+
+/// What follows from an entry that is there already; the text when it is a fault.
+fn duplicate(name: &TableName, flags: Flags, key: &[u8]) -> Option<String> {
+    let text = format!("{name}: duplicate entry: \"{}\"", Printable(key));
+    if flags.contains(Flags::DUP_IGNORE) {
+        return None;
+    }
+    if flags.contains(Flags::DUP_WARN) {
+        warn!("{text}");
+        return None;
+    }
+    Some(text)
+}
+
+fn build(request: &Request<'_>, mode: BuildMode) -> Result<Box<dyn Builder>, OpenError> {
+    let cannot_lock = |error| {
+        OpenError::Unavailable(format!(
+            "{}.lmdb: lock dictionary: {error}",
+            Printable(request.name.name())
+        ))
+    };
+    if mode == BuildMode::Add {
+        let table = open_table(request)?;
+        table.current().hold(Kind::Exclusive).map_err(cannot_lock)?;
+        return Ok(Box::new(Adding { table }));
+    }
+    let (_, _, environment) = open_environment(request, true)?;
+    // Readers go on with the old entries; other creators and writers wait for the end.
+    environment
+        .hold(Kind::Exclusive)
+        .and_then(|()| environment.hold(Kind::Shared))
+        .map_err(cannot_lock)?;
+    Ok(Box::new(Creating {
+        name: request.name.clone(),
+        flags: request.flags,
+        environment,
+        entries: BTreeMap::new(),
+    }))
+}
+
+/// A table that gets all its entries at once, at the end.
+struct Creating {
+    name: TableName,
+    flags: Flags,
+    environment: Environment,
+    entries: BTreeMap<Vec<u8>, Vec<u8>>,
+}
+
+impl Creating {
+    fn failure(&self, error: Error) -> BuildError {
+        BuildError::Failed(format!("error updating {}: {error}", self.name))
+    }
+}
+
+impl Builder for Creating {
+    fn add(&mut self, flags: Flags, key: &[u8], value: &[u8]) -> Result<Outcome, BuildError> {
+        let form = forms(self.flags, flags)[0];
+        let mut buffer = [0; LONGEST_KEY];
+        let stored_key = stored(key, form, &mut buffer)
+            .filter(|key| !key.is_empty())
+            .ok_or_else(|| self.failure(Error::BAD_KEY_SIZE))?;
+        if !flags.contains(Flags::DUP_REPLACE) && self.entries.contains_key(stored_key) {
+            return match duplicate(&self.name, flags, key) {
+                None => Ok(Outcome::Absent),
+                Some(text) => Err(BuildError::Failed(text)),
+            };
+        }
+        self.entries
+            .insert(stored_key.to_vec(), stored_value(value, form));
+        Ok(Outcome::Done)
+    }
+
+    fn finish(self: Box<Self>) -> Result<(), BuildError> {
+        self.environment
+            .write(|writer| {
+                writer.clear()?;
+                for (key, value) in &self.entries {
+                    writer.put(key, value, true)?;
+                }
+                Ok(())
+            })
+            .map_err(|error| self.failure(error))
+    }
+}
+
+/// A table that gets each entry at once.
+struct Adding {
+    table: Lmdb,
+}
+
+impl Builder for Adding {
+    fn add(&mut self, flags: Flags, key: &[u8], value: &[u8]) -> Result<Outcome, BuildError> {
+        self.table
+            .update(flags, key, value)
+            .map_err(|error| BuildError::Failed(error.to_string()))
+    }
+
+    fn finish(self: Box<Self>) -> Result<(), BuildError> {
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use postkeep_table::Opener as _;
+
+    use super::*;
+    use crate::{Context, Registry};
+
+    const FOLD: Flags = Flags::FOLD_FIX;
+
+    struct Place {
+        _directory: tempfile::TempDir,
+        name: TableName,
+        file: PathBuf,
+        registry: Registry,
+    }
+
+    fn place(caller: Caller) -> Place {
+        let directory = tempfile::tempdir().unwrap();
+        let source = directory.path().join("t");
+        let name = TableName::parse(&[b"lmdb:", source.as_os_str().as_bytes()].concat()).unwrap();
+        let context = Context {
+            caller,
+            lmdb_map_size: 10_240,
+            ..Context::default()
+        };
+        Place {
+            file: directory.path().join("t.lmdb"),
+            _directory: directory,
+            name,
+            registry: Registry::new(context),
+        }
+    }
+
+    impl Place {
+        fn open(&self, access: Access, flags: Flags) -> Arc<dyn Table> {
+            self.registry.open(&self.name, access, flags).unwrap()
+        }
+
+        fn create(&self, flags: Flags, entries: &[(&str, &str)]) {
+            let mut builder = self
+                .registry
+                .build(&self.name, BuildMode::Create, flags)
+                .unwrap();
+            for (key, value) in entries {
+                builder
+                    .add(flags, key.as_bytes(), value.as_bytes())
+                    .unwrap();
+            }
+            builder.finish().unwrap();
+        }
+    }
+
+    fn answer(table: &Arc<dyn Table>, key: &str) -> Option<String> {
+        let mut value = Vec::new();
+        let outcome = table.lookup(FOLD, key.as_bytes(), &mut value).unwrap();
+        (outcome == Outcome::Done).then(|| String::from_utf8(value).unwrap())
+    }
+
+    fn list(table: &Arc<dyn Table>) -> Vec<String> {
+        let mut cursor = Cursor::default();
+        let mut step = Step::First;
+        std::iter::from_fn(|| {
+            let (mut key, mut value) = (Vec::new(), b"=".to_vec());
+            let outcome = table
+                .sequence(Flags::empty(), step, &mut cursor, &mut key, &mut value)
+                .unwrap();
+            step = Step::Next;
+            (outcome == Outcome::Done).then(|| String::from_utf8([key, value].concat()).unwrap())
+        })
+        .collect()
+    }
+
+    #[test]
+    fn creating_replaces_everything_and_open_tables_see_it() {
+        let place = place(Caller::Daemon);
+        place.create(FOLD, &[("B", "2"), ("a", "1")]);
+        let table = place.open(Access::Read, Flags::empty());
+        assert_eq!(list(&table), ["a=1", "b=2"]);
+        place.create(FOLD, &[("c", "3")]);
+        assert_eq!(list(&table), ["c=3"]);
+        assert_eq!(answer(&table, "C").as_deref(), Some("3"));
+        assert_eq!(answer(&table, "a"), None);
+    }
+
+    #[test]
+    fn a_build_that_is_given_up_leaves_the_old_entries() {
+        let place = place(Caller::Daemon);
+        place.create(FOLD, &[("a", "1")]);
+        let mut builder = place
+            .registry
+            .build(&place.name, BuildMode::Create, FOLD)
+            .unwrap();
+        builder.add(FOLD, b"b", b"2").unwrap();
+        let error = builder
+            .add(FOLD, &[b'k'; 511], b"v")
+            .unwrap_err()
+            .to_string();
+        assert!(
+            error.starts_with("error updating lmdb:") && error.contains(": MDB_BAD_VALSIZE: "),
+            "{error}"
+        );
+        drop(builder);
+        assert_eq!(list(&place.open(Access::Read, Flags::empty())), ["a=1"]);
+    }
+
+    #[test]
+    fn both_forms_of_a_key_are_found_and_each_can_be_asked_for_alone() {
+        let place = place(Caller::Daemon);
+        place.create(Flags::TRY0NULL, &[("plain", "1")]);
+        let table = place.open(Access::ReadWrite, Flags::empty());
+        assert_eq!(
+            table.update(Flags::TRY1NULL, b"nul", b"2").unwrap(),
+            Outcome::Done
+        );
+        assert_eq!(answer(&table, "plain").as_deref(), Some("1"));
+        assert_eq!(answer(&table, "nul").as_deref(), Some("2"));
+        assert_eq!(answer(&table, "plain").as_deref(), Some("1"));
+        let only = place.open(Access::Read, Flags::TRY1NULL);
+        assert_eq!(answer(&only, "plain"), None);
+        assert_eq!(
+            table.delete(Flags::empty(), b"plain").unwrap(),
+            Outcome::Done
+        );
+        assert_eq!(table.delete(Flags::empty(), b"nul").unwrap(), Outcome::Done);
+        assert_eq!(
+            table.delete(Flags::empty(), b"nul").unwrap(),
+            Outcome::Absent
+        );
+    }
+
+    #[test]
+    fn an_empty_key_is_a_fault_in_a_command_until_something_was_found() {
+        let place = place(Caller::Command);
+        place.create(FOLD, &[("a", "1")]);
+        let table = place.open(Access::Read, Flags::empty());
+        let error = table
+            .lookup(FOLD, b"", &mut Vec::new())
+            .unwrap_err()
+            .to_string();
+        assert!(error.ends_with(
+            ": MDB_BAD_VALSIZE: Unsupported size of key/DB name/data, or wrong DUPFIXED size"
+        ));
+        answer(&table, "a").unwrap();
+        assert_eq!(answer(&table, ""), None);
+    }
+
+    #[test]
+    fn records_of_any_size_fit_and_readers_follow() {
+        let place = place(Caller::Daemon);
+        place.create(FOLD, &[]);
+        let reader = place.open(Access::Read, Flags::empty());
+        let writer = place.open(Access::ReadWrite, Flags::empty());
+        let value = "v".repeat(1_000_000);
+        writer
+            .update(Flags::DUP_REPLACE, b"k", value.as_bytes())
+            .unwrap();
+        assert_eq!(answer(&reader, "k"), Some(value));
+        let long = "k".repeat(510);
+        writer
+            .update(Flags::DUP_REPLACE, long.as_bytes(), b"v")
+            .unwrap();
+        assert_eq!(answer(&reader, &long).as_deref(), Some("v"));
+        let error = writer
+            .update(Flags::DUP_REPLACE, &[b'k'; 511], b"v")
+            .unwrap_err();
+        assert!(matches!(error, LookupError::Config(_)));
+        assert_eq!(answer(&reader, &"k".repeat(600)), None);
+        assert_eq!(answer(&reader, ""), None);
+    }
+
+    #[test]
+    fn a_damaged_file_asks_for_another_try_and_is_opened_again() {
+        let place = place(Caller::Daemon);
+        place.create(FOLD, &[("k", &"v".repeat(50_000))]);
+        let table = place.open(Access::Read, Flags::empty());
+        let whole = std::fs::read(&place.file).unwrap();
+        std::fs::OpenOptions::new()
+            .write(true)
+            .open(&place.file)
+            .unwrap()
+            .set_len(8192)
+            .unwrap();
+        let mut value = Vec::new();
+        assert!(table.try_lookup(FOLD, b"k", &mut value).is_none());
+        assert!(matches!(
+            table.lookup(FOLD, b"k", &mut value),
+            Err(LookupError::Retry(_))
+        ));
+        assert!(value.is_empty());
+        std::fs::remove_file(&place.file).unwrap();
+        std::fs::write(&place.file, whole).unwrap();
+        assert_eq!(answer(&table, "k").map(|value| value.len()), Some(50_000));
+        assert!(table.try_lookup(FOLD, b"k", &mut value).is_some());
+    }
+
+    #[test]
+    fn what_cannot_be_opened_has_the_reference_s_reason() {
+        let place = place(Caller::Daemon);
+        let reason = || {
+            let error = place
+                .registry
+                .open(&place.name, Access::Read, Flags::empty())
+                .err()
+                .unwrap();
+            error
+                .to_string()
+                .rsplit_once("t.lmdb: ")
+                .unwrap()
+                .1
+                .to_owned()
+        };
+        assert_eq!(reason(), "No such file or directory");
+        std::fs::write(&place.file, b"").unwrap();
+        assert_eq!(reason(), "Bad file descriptor");
+        std::fs::write(&place.file, b"plain text, not a database\n").unwrap();
+        assert_eq!(reason(), "MDB_INVALID: File is not an LMDB file");
+        std::fs::remove_file(&place.file).unwrap();
+        std::fs::create_dir(&place.file).unwrap();
+        assert_eq!(reason(), "Is a directory");
+    }
+}
