@@ -43,6 +43,10 @@ enum Texts {
 /// exception: since 3.11 a piece must begin with a letter or a digit, which no useful piece of an earlier list
 /// does not.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "each is a step that a release has or has not"
+)]
 pub struct Rules {
     /// `{ type:name … }`: the first word inside counts.
     braces: bool,

@@ -1,0 +1,170 @@
+//! One operation on one table: which flags it runs with, and what its outcome means on the wire.
+
+use postkeep_table::{Cursor, Flags, LookupError, Outcome, Step, Table};
+use postkeep_wire::proxymap::{Generation, Operation, Status};
+
+use crate::instance::{Current, Instance};
+use crate::walk::Walk;
+
+/// What is asked of a table.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Ask<'a> {
+    pub(crate) operation: Operation,
+    /// For [`Operation::Sequence`].
+    pub(crate) step: Step,
+    /// As sent by the client; with [`Operation::Open`] those of the instance.
+    pub(crate) flags: Flags,
+    pub(crate) key: &'a [u8],
+    pub(crate) value: &'a [u8],
+}
+
+/// What was found.
+#[derive(Debug, Default)]
+pub(crate) struct Found {
+    pub(crate) key: Vec<u8>,
+    pub(crate) value: Vec<u8>,
+}
+
+/// Buffers above this size (bytes) are given back after use.
+const KEPT: usize = 64 * 1024;
+
+/// Empties a buffer and keeps its memory unless it is much.
+pub(crate) fn recycle(buffer: &mut Vec<u8>) {
+    buffer.clear();
+    buffer.shrink_to(KEPT);
+}
+
+impl Found {
+    pub(crate) fn recycle(&mut self) {
+        recycle(&mut self.key);
+        recycle(&mut self.value);
+    }
+}
+
+/// Bits that the service adds to those of the client: without a close an update must be on disk at once, and a
+/// duplicate must not be an error.
+fn forced(operation: Operation) -> Flags {
+    match operation {
+        Operation::Update => Flags::SYNC_UPDATE.union(Flags::DUP_REPLACE),
+        Operation::Delete => Flags::SYNC_UPDATE,
+        Operation::Open | Operation::Lookup | Operation::Sequence => Flags::empty(),
+    }
+}
+
+/// The flags of the reply to a request that reached a table.
+///
+/// `open` tells what the table adds to the client's own flags. The others return what the client sent, which it
+/// keeps and sends again; what it believes about the table is put right only when it dates from the time of a
+/// surrogate.
+pub(crate) fn reply_flags(current: &Current, generation: Generation, ask: &Ask<'_>) -> Flags {
+    if ask.operation == Operation::Open {
+        return ask.flags | current.own(generation);
+    }
+    let mut flags = ask.flags | forced(ask.operation);
+    if let Current::Open { own, .. } = current
+        && flags.contains(Flags::SURROGATE)
+    {
+        flags.remove(Flags::SURROGATE | Flags::IMPLEMENTATION);
+        flags.insert(*own & Flags::IMPLEMENTATION);
+    }
+    flags
+}
+
+/// Runs the operation; what was found is appended to `found`.
+///
+/// A client's flags decide on folding, locking and duplicates only; all else is what the table was opened
+/// with.
+pub(crate) fn perform(
+    instance: &Instance,
+    current: &Current,
+    ask: &Ask<'_>,
+    walk: &mut Option<Walk>,
+    found: &mut Found,
+) -> Status {
+    let status = match current {
+        _ if ask.operation == Operation::Open => Status::Ok,
+        Current::Open { table, .. } => {
+            let result = run(&**table, ask, walk, found);
+            if let Err(LookupError::Unsupported(text)) = &result {
+                instance.log_unsupported(ask.operation, text);
+            }
+            status(&result)
+        }
+        Current::Surrogate(reason) => {
+            instance.log_unavailable(reason);
+            Status::Retry
+        }
+        Current::Unopened => Status::Retry,
+    };
+    instance.counters.count(ask.operation, status);
+    status
+}
+
+fn run(
+    table: &dyn Table,
+    ask: &Ask<'_>,
+    walk: &mut Option<Walk>,
+    found: &mut Found,
+) -> Result<Outcome, LookupError> {
+    let mut flags = (table.flags() - Flags::REQUEST) | (ask.flags & Flags::REQUEST);
+    match ask.operation {
+        Operation::Open => Ok(Outcome::Done),
+        Operation::Lookup => table.lookup(flags, ask.key, &mut found.value),
+        Operation::Update => {
+            flags.remove(Flags::DUP_WARN | Flags::DUP_IGNORE);
+            table.update(flags | forced(ask.operation), ask.key, ask.value)
+        }
+        Operation::Delete => table.delete(flags | forced(ask.operation), ask.key),
+        Operation::Sequence => walk_on(table, flags, ask.step, walk, found),
+    }
+}
+
+fn walk_on(
+    table: &dyn Table,
+    flags: Flags,
+    step: Step,
+    walk: &mut Option<Walk>,
+    found: &mut Found,
+) -> Result<Outcome, LookupError> {
+    let walk = match (step, walk) {
+        (Step::First, walk) => walk.insert(Walk::default()),
+        (Step::Next, Some(walk)) if walk.finished => return Ok(Outcome::Absent),
+        (Step::Next, Some(walk)) => walk,
+        (Step::Next, None) => return Err(no_place(table, flags)),
+    };
+    let outcome = table.sequence(
+        flags,
+        step,
+        &mut walk.cursor,
+        &mut found.key,
+        &mut found.value,
+    )?;
+    walk.finished = outcome == Outcome::Absent;
+    Ok(outcome)
+}
+
+/// The answer to a client that asks for the next entry and stands nowhere.
+///
+/// The walk has to begin anew: an entry from the beginning would be taken for the next one, and the end would
+/// be taken for success. A table that cannot be walked says so all the same.
+fn no_place(table: &dyn Table, flags: Flags) -> LookupError {
+    let (mut cursor, mut key, mut value) = (Cursor::default(), Vec::new(), Vec::new());
+    match table.sequence(flags, Step::First, &mut cursor, &mut key, &mut value) {
+        Err(error) => error,
+        Ok(_) => LookupError::Retry(format!(
+            "table {}: sequence NEXT without FIRST",
+            table.name()
+        )),
+    }
+}
+
+/// What an outcome is on the wire.
+fn status(result: &Result<Outcome, LookupError>) -> Status {
+    match result {
+        Ok(Outcome::Done) => Status::Ok,
+        Ok(Outcome::Absent) => Status::NoKey,
+        Err(LookupError::Retry(_)) => Status::Retry,
+        // An error of a kind that this crate does not know is not known to go away by itself.
+        Err(LookupError::Config(_) | LookupError::Unsupported(_) | _) => Status::Config,
+    }
+}

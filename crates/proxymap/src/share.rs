@@ -1,0 +1,216 @@
+//! The tables of one service process: which are approved, and the instances that clients share.
+//!
+//! The set of approved names is fixed when the process starts, so finding one takes no lock. Each name has a
+//! short list of instances behind an atomic pointer, one for each way in which it was asked for.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use postkeep_table::{Flags, Opener};
+use postkeep_wire::proxymap::Generation;
+
+use crate::approve::Approved;
+use crate::counters::{Counters, Counts};
+use crate::instance::{Instance, opening_flags};
+use crate::role::Role;
+use crate::watch::Observer;
+
+/// Limits and choices of a service.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Settings {
+    /// How long a table that could not be opened is left alone before the next attempt.
+    pub retry_open: Duration,
+    /// How many instances one name may have; the one that was idle longest makes room. Clients choose the
+    /// flags, so this is what bounds the number of open tables.
+    pub instances: usize,
+    /// `daemon_table_open_error_is_fatal`: a table that cannot be opened ends the process.
+    pub open_error_is_fatal: bool,
+    /// How many failures to open are logged as errors, the others being warnings.
+    ///
+    /// The reference ends a process at its 13th error line. A process that serves all clients must not end
+    /// because of 13 missing tables.
+    pub error_lines: u32,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            retry_open: Duration::from_secs(5),
+            instances: 16,
+            open_error_is_fatal: false,
+            error_lines: 12,
+        }
+    }
+}
+
+/// What instances need to open tables.
+pub(crate) struct Environment {
+    pub(crate) role: Role,
+    pub(crate) settings: Settings,
+    pub(crate) opener: Arc<dyn Opener>,
+    pub(crate) observer: Arc<dyn Observer>,
+    errors: AtomicU32,
+}
+
+impl Environment {
+    /// Logs why a table could not be opened.
+    pub(crate) fn log_open_error(&self, reason: &str) {
+        if self.errors.fetch_add(1, Ordering::Relaxed) < self.settings.error_lines {
+            log::error!("{reason}");
+        } else {
+            log::warn!("{reason}");
+        }
+    }
+}
+
+/// A table name that may be asked for.
+#[derive(Debug)]
+pub(crate) struct Entry {
+    name: Box<[u8]>,
+    counters: Arc<Counters>,
+    instances: ArcSwap<Vec<Arc<Instance>>>,
+    /// Held while the list of instances is replaced.
+    adding: Mutex<()>,
+}
+
+/// All tables of a service process, shared by its workers.
+pub struct Tables {
+    entries: HashMap<Box<[u8]>, Entry>,
+    pub(crate) environment: Environment,
+}
+
+impl std::fmt::Debug for Tables {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Tables")
+            .field("role", &self.environment.role)
+            .field("entries", &self.entries.len())
+            .finish_non_exhaustive()
+    }
+}
+
+impl Tables {
+    /// The tables of a service; none is opened yet.
+    ///
+    /// - `approved`: which names may be asked for
+    /// - `opener`: the registry of table types
+    /// - `observer`: looks at files for [`Self::reload_changed`]
+    pub fn new(
+        role: Role,
+        approved: &Approved,
+        opener: Arc<dyn Opener>,
+        observer: Arc<dyn Observer>,
+        settings: Settings,
+    ) -> Self {
+        let entry = |name: &[u8]| {
+            let entry = Entry {
+                name: name.into(),
+                counters: Arc::default(),
+                instances: ArcSwap::default(),
+                adding: Mutex::default(),
+            };
+            (Box::from(name), entry)
+        };
+        Self {
+            entries: approved.sorted().into_iter().map(entry).collect(),
+            environment: Environment {
+                role,
+                settings,
+                opener,
+                observer,
+                errors: AtomicU32::new(0),
+            },
+        }
+    }
+
+    /// What clients may do.
+    pub fn role(&self) -> Role {
+        self.environment.role
+    }
+
+    /// Opens anew each table whose files have changed, beside the old one, and swaps it in; clients notice
+    /// nothing. Returns how many were replaced.
+    ///
+    /// To be called about once a second from a thread that may wait. A read-only service only: proxywrite
+    /// never looks for changes, as in the reference.
+    ///
+    /// For each changed table one line is logged at level info, `table REGNAME has changed -- reloading`. The
+    /// reference's line ends in `-- restarting`, which would not be true here. When the new table cannot be
+    /// opened the old one serves on, the reason is logged once, and the next change is waited for.
+    pub fn reload_changed(&self) -> usize {
+        if self.environment.role == Role::Write {
+            return 0;
+        }
+        self.entries
+            .values()
+            .flat_map(|entry| entry.instances.load_full().to_vec())
+            .filter(|instance| instance.reload_if_changed(&self.environment))
+            .count()
+    }
+
+    /// Names and counts of all approved tables, in no particular order.
+    pub fn counts(&self) -> impl Iterator<Item = (&[u8], Counts)> {
+        self.entries
+            .values()
+            .map(|entry| (&*entry.name, entry.counters.counts()))
+    }
+
+    /// Number of instances, opened or not.
+    pub fn instances(&self) -> usize {
+        self.entries
+            .values()
+            .map(|entry| entry.instances.load().len())
+            .sum()
+    }
+
+    pub(crate) fn find(&self, canonical: &[u8]) -> Option<&Entry> {
+        self.entries.get(canonical)
+    }
+
+    /// The instance of a table for requests with these flags; it may not be open yet.
+    pub(crate) fn instance(
+        &self,
+        entry: &Entry,
+        generation: Generation,
+        flags: Flags,
+        now: Duration,
+    ) -> Arc<Instance> {
+        let flags = opening_flags(generation, flags);
+        let find = || {
+            let instances = entry.instances.load();
+            instances
+                .iter()
+                .find(|instance| instance.flags == flags)
+                .cloned()
+        };
+        if let Some(instance) = find() {
+            return instance;
+        }
+        // The list is replaced as a whole, so it is in order even if somebody panicked here.
+        let _adding = entry.adding.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(instance) = find() {
+            return instance;
+        }
+        let instance = Arc::new(Instance::new(
+            &entry.name,
+            self.environment.role,
+            generation,
+            flags,
+            Arc::clone(&entry.counters),
+        ));
+        instance.touch(now);
+        let mut instances = entry.instances.load().to_vec();
+        while instances.len() >= self.environment.settings.instances.max(1) {
+            let idle = (0..instances.len()).min_by_key(|&index| instances[index].last_used());
+            match idle {
+                Some(idle) => instances.swap_remove(idle).retire(),
+                None => break,
+            }
+        }
+        instances.push(Arc::clone(&instance));
+        entry.instances.store(Arc::new(instances));
+        instance
+    }
+}
