@@ -14,6 +14,7 @@
 
 use std::collections::HashSet;
 
+use postkeep_conf::{LogicalLines, Release, extract_braced, split_list_braced};
 use postkeep_wire::diagnostics::Shown;
 
 /// Prefix of a table that is to be reached through this service.
@@ -39,9 +40,7 @@ enum Texts {
 
 /// How a list is read: the grammar of a release.
 ///
-/// The default is that of the newest release, which understands all that earlier ones do, with one
-/// exception: since 3.11 a piece must begin with a letter or a digit, which no useful piece of an earlier list
-/// does not.
+/// The default is that of the newest release, which understands all that earlier ones do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[expect(
     clippy::struct_excessive_bools,
@@ -98,6 +97,13 @@ impl Rules {
                 _ => Some("allowlisting"),
             },
         }
+    }
+}
+
+/// The grammar of the latest patch of a release.
+impl From<Release> for Rules {
+    fn from(release: Release) -> Self {
+        Self::of_release((3, release.minor().into(), u32::MAX))
     }
 }
 
@@ -236,7 +242,7 @@ impl<'f> List<'f> {
     }
 
     fn scan(&mut self, text: &[u8], origin: &[u8], depth: usize) {
-        for token in Tokens::new(text) {
+        for token in split_list_braced(text) {
             if self.full {
                 return;
             }
@@ -247,12 +253,13 @@ impl<'f> List<'f> {
     fn take(&mut self, token: &[u8], origin: &[u8], depth: usize) {
         let mut token = token;
         if self.rules.braces && token.first() == Some(&b'{') {
-            match inside_braces(token) {
-                Ok(inner) => match Tokens::new(inner).next() {
-                    Some(first) => token = first,
-                    None => return,
-                },
-                Err(fault) => return self.warn_syntax(origin, fault, token),
+            let (inner, fault) = extract_braced(token, false);
+            if let Some(fault) = fault {
+                return self.warn_syntax(origin, &fault);
+            }
+            match split_list_braced(inner).next() {
+                Some(first) => token = first,
+                None => return,
             }
         }
         if self.rules.files && token.first() == Some(&b'/') {
@@ -271,11 +278,15 @@ impl<'f> List<'f> {
             if rest.first() != Some(&b'{') {
                 return;
             }
-            return match inside_braces(rest) {
-                Ok(_) if depth >= MAX_DEPTH => self.warn_syntax(origin, "too many levels", rest),
-                Ok(inner) => self.scan(inner, origin, depth + 1),
-                Err(fault) => self.warn_syntax(origin, fault, rest),
-            };
+            let (inner, fault) = extract_braced(rest, false);
+            if let Some(fault) = fault {
+                return self.warn_syntax(origin, &fault);
+            }
+            if depth >= MAX_DEPTH {
+                let fault = format!("more than {MAX_DEPTH} levels in \"{}\"", Shown::new(rest));
+                return self.warn_syntax(origin, &fault);
+            }
+            return self.scan(inner, origin, depth + 1);
         }
         let name = canonical(token);
         let proxied = name.len() < token.len();
@@ -331,15 +342,15 @@ impl<'f> List<'f> {
             }
         };
         self.bytes_left = self.bytes_left.saturating_sub(content.bytes.len());
-        for line in logical_lines(&content.bytes) {
-            match line {
-                Ok(line) => self.scan(before_nul(&line), path, depth + 1),
-                Err(start) => self.notices.push(Notice::Warning(format!(
-                    "{shown}: logical line must not start with whitespace: \"{}{}\"",
-                    Shown::cut(&start, 30),
-                    if start.len() > 30 { "..." } else { "" }
-                ))),
-            }
+        let file = shown.to_string();
+        let mut lines = LogicalLines::new(&content.bytes);
+        loop {
+            let notices = &mut self.notices;
+            let mut warn = |text| notices.push(Notice::Warning(text));
+            let Some(line) = lines.read(&file, Release::V3_11, &mut warn) else {
+                break;
+            };
+            self.scan(line.text_to_nul(), path, depth + 1);
         }
         if let Some(error) = content.error {
             self.notices
@@ -347,103 +358,17 @@ impl<'f> List<'f> {
         }
     }
 
-    fn warn_syntax(&mut self, origin: &[u8], fault: &str, text: &[u8]) {
+    fn warn_syntax(&mut self, origin: &[u8], fault: &str) {
         let origin = Shown::new(origin);
-        let text = Shown::new(text);
         self.notices.push(Notice::Warning(match self.rules.texts {
-            Texts::Parameter => format!("bad {origin} parameter value: {fault} in \"{text}\""),
-            Texts::Content => format!("bad syntax in {origin} content: {fault} in \"{text}\""),
+            Texts::Parameter => format!("bad {origin} parameter value: {fault}"),
+            Texts::Content => format!("bad syntax in {origin} content: {fault}"),
         }));
     }
 }
 
 fn before_nul(text: &[u8]) -> &[u8] {
     text.split(|&byte| byte == 0).next().unwrap_or_default()
-}
-
-fn is_separator(byte: u8) -> bool {
-    matches!(byte, b',' | b' ' | b'\t' | b'\r' | b'\n')
-}
-
-/// Splits at commas and blanks outside braces; pieces are never empty.
-struct Tokens<'t> {
-    rest: &'t [u8],
-}
-
-impl<'t> Tokens<'t> {
-    fn new(text: &'t [u8]) -> Self {
-        Self { rest: text }
-    }
-}
-
-impl<'t> Iterator for Tokens<'t> {
-    type Item = &'t [u8];
-
-    fn next(&mut self) -> Option<&'t [u8]> {
-        let start = self.rest.iter().position(|&byte| !is_separator(byte))?;
-        let text = &self.rest[start..];
-        let mut level = 0usize;
-        let end = text
-            .iter()
-            .position(|&byte| {
-                match byte {
-                    b'{' => level += 1,
-                    b'}' => level = level.saturating_sub(1),
-                    _ if level == 0 => return is_separator(byte),
-                    _ => {}
-                }
-                false
-            })
-            .unwrap_or(text.len());
-        let (token, rest) = text.split_at(end);
-        self.rest = rest;
-        Some(token)
-    }
-}
-
-/// What is between the braces of `text`, which begins with one; the error says what is wrong with it.
-fn inside_braces(text: &[u8]) -> Result<&[u8], &'static str> {
-    let mut level = 0usize;
-    let close = text.iter().position(|&byte| {
-        match byte {
-            b'{' => level += 1,
-            b'}' => level = level.saturating_sub(1),
-            _ => {}
-        }
-        level == 0
-    });
-    match close {
-        None => Err("missing '}'"),
-        Some(close) if close + 1 < text.len() => Err("syntax error after '}'"),
-        Some(close) => Ok(text.get(1..close).unwrap_or_default()),
-    }
-}
-
-/// The logical lines of a file; `Err` holds one that begins with white space, which does not count.
-///
-/// # References
-/// postconf(5), "FILE FORMAT"; Postfix `src/util/readlline.c`.
-fn logical_lines(text: &[u8]) -> impl Iterator<Item = Result<Vec<u8>, Vec<u8>>> {
-    let blank = |byte: &u8| matches!(byte, b' ' | b'\t' | b'\r' | 0x0b | 0x0c);
-    let mut physical = text
-        .split(|&byte| byte == b'\n')
-        .filter(move |line| {
-            line.iter()
-                .find(|byte| !blank(byte))
-                .is_some_and(|&first| first != b'#')
-        })
-        .peekable();
-    std::iter::from_fn(move || {
-        let mut line = physical.next()?.to_vec();
-        while let Some(more) = physical.next_if(|next| next.first().is_some_and(blank)) {
-            line.extend_from_slice(more);
-        }
-        Some(if line.first().is_some_and(blank) {
-            Err(line)
-        } else {
-            Ok(line)
-        })
-    })
 }
 
 #[cfg(test)]

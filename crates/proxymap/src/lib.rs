@@ -3,6 +3,7 @@
 //!
 //! - [`role`]: what a service does, told from its name in master.cf;
 //! - [`approve`]: the parser of `proxy_read_maps` and `proxy_write_maps`;
+//! - [`evaluate`]: the parameters that end up in those two, in the order in which they must be read;
 //! - [`share`]: the open tables of a process, and their reload in place;
 //! - [`service`]: the conversation with a client.
 //!
@@ -12,6 +13,7 @@
 
 pub mod approve;
 pub mod counters;
+pub mod evaluate;
 mod instance;
 mod perform;
 pub mod role;

@@ -3,6 +3,7 @@
 //! # References
 //! proxymap(8); Postfix `src/proxymap/proxymap.c`.
 
+use postkeep_conf::Release;
 use postkeep_table::Access;
 
 use crate::approve::Listing;
@@ -82,16 +83,16 @@ pub enum ServiceNameError {
 impl Service {
     /// Tells what to do from the service name (`-n`, or else the program's).
     ///
-    /// - `release`: `(major, minor, patch)`; export services exist from 3.11 on
+    /// Export services exist from 3.11 on.
     ///
     /// # Errors
     /// [`ServiceNameError`] with the text of that release.
-    pub fn from_name(name: &str, release: (u32, u32, u32)) -> Result<Self, ServiceNameError> {
+    pub fn from_name(name: &str, release: Release) -> Result<Self, ServiceNameError> {
         let (listing, rest) = match (
             name.strip_prefix("export-all-"),
             name.strip_prefix("export-proxy-"),
         ) {
-            _ if release < (3, 11, 0) => (None, name),
+            _ if release < Release::V3_11 => (None, name),
             (Some(rest), _) => (Some(Listing::All), rest),
             (_, Some(rest)) => (Some(Listing::Proxied), rest),
             _ => (None, name),
@@ -99,7 +100,7 @@ impl Service {
         let role = match rest {
             "proxymap" => Role::Read,
             "proxywrite" => Role::Write,
-            _ if release < (3, 9, 0) => return Err(ServiceNameError::Old),
+            _ if release < Release::V3_9 => return Err(ServiceNameError::Old),
             _ => return Err(ServiceNameError::New(rest.to_owned())),
         };
         Ok(match listing {
@@ -113,8 +114,8 @@ impl Service {
 mod tests {
     use super::*;
 
-    const NEW: (u32, u32, u32) = (3, 12, 0);
-    const OLD: (u32, u32, u32) = (3, 7, 11);
+    const NEW: Release = Release::V3_12;
+    const OLD: Release = Release::V3_7;
 
     #[test]
     fn names_and_roles() {
@@ -154,7 +155,7 @@ mod tests {
             "invalid service name: \"x\" - service name must be \"proxywrite\" or \"proxymap\""
         );
         assert_eq!(
-            text("export-foo", (3, 9, 0)),
+            text("export-foo", Release::V3_9),
             "invalid service name: \"export-foo\" - service name must be \"proxywrite\" or \"proxymap\""
         );
     }
