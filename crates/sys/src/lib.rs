@@ -9,7 +9,9 @@
 pub mod account;
 pub mod clock;
 pub mod descriptor;
+pub mod effective;
 pub mod environment;
+pub mod interface;
 pub mod lmdb;
 mod lmdb_pages;
 pub mod lock;
