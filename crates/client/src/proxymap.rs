@@ -14,12 +14,16 @@ use log::warn;
 use postkeep_sys::error_text;
 use postkeep_wire::diagnostics::Shown;
 use postkeep_wire::protocol;
-use postkeep_wire::proxymap::{
-    Function, Generation, Operation, ReplyScanned, ReplyScanner, Request, Status,
-};
+use postkeep_wire::proxymap::{Operation, ReplyScanned, ReplyScanner, Request};
+
+pub use postkeep_wire::proxymap::{Function, Generation, Status};
 
 use crate::Place;
 use crate::stream::{Stream, no_system_error};
+
+/// The flags that tell instances of a table apart in generation one (`DICT_FLAG_INST_MASK` of Postfix up to
+/// 3.10): all but those of the table type and those that may change with each request.
+pub const INSTANCE_BITS: u32 = 0xFFF3_060C;
 
 /// How a server speaks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -195,24 +199,27 @@ impl Client {
     /// Opens a table. The answer has flags and the status [`Status::Ok`].
     ///
     /// - `table`: `TYPE:NAME`, without `proxy:`
-    /// - `instance_flags`: in generation one only the bits that tell instances apart
+    /// - `flags`: all flags of the opener; generation one sends only [`INSTANCE_BITS`] of them
     ///
     /// # Errors
     /// [`Error`].
-    pub fn open(&mut self, table: &[u8], instance_flags: u32) -> Result<Answer, Error> {
-        let request = Request::Open {
+    pub fn open(&mut self, table: &[u8], flags: u32) -> Result<Answer, Error> {
+        let request = |generation| Request::Open {
             table,
-            flags: instance_flags,
+            flags: match generation {
+                Generation::One => flags & INSTANCE_BITS,
+                Generation::Two => flags,
+            },
         };
-        if self.generation.is_some() {
-            return self.request(request);
+        if let Some(generation) = self.generation {
+            return self.request(request(generation));
         }
         // Both generations answer an `open` with the same attributes.
-        let mut answer = self.request(request);
         self.generation = Some(Generation::One);
+        let mut answer = self.request(request(Generation::One));
         if matches!(answer, Err(Error::Invalid(_))) {
             self.generation = Some(Generation::Two);
-            answer = self.request(request);
+            answer = self.request(request(Generation::Two));
         }
         if answer.is_err() {
             self.generation = None;

@@ -16,8 +16,10 @@ use log::warn;
 use postkeep_sys::error_text;
 use postkeep_wire::protocol;
 use postkeep_wire::scache::{
-    Operation, Prompt, PromptScanner, ReplyScanned, ReplyScanner, Request, Status,
+    Operation, Prompt, PromptScanner, ReplyScanned, ReplyScanner, Request,
 };
+
+pub use postkeep_wire::scache::Status;
 
 use crate::Place;
 use crate::stream::{Stream, no_system_error};
