@@ -1,0 +1,639 @@
+//! A worker thread: its clients, their turns, their time limits.
+//!
+//! The path of a request is `epoll_wait`, `recvmsg`, a turn of the service, `send`; nothing else is asked of
+//! the kernel as long as replies fit into the socket. Readiness is level-triggered, so one read per event is
+//! enough. Interest is only changed when a client does not take its reply, or sends while it is parked.
+
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use postkeep_sys::descriptor::move_above;
+use postkeep_sys::readiness::{Events, Interest, Poller, Ready};
+use postkeep_sys::socket;
+use postkeep_wire::duplex::{End, Inbox, Outbox};
+
+use crate::handover::{Handover, Progress};
+use crate::logging;
+use crate::service::{Attributes, Next, Service, Turn};
+use crate::shared::{Mailbox, Message, Shared};
+use crate::slots::Slots;
+use crate::statistics::Cause;
+use crate::waker::{Wake, Waker};
+
+/// The token of the worker's own bell.
+const BELL: u64 = u64::MAX;
+/// Descriptors taken from one wait.
+const BATCH: usize = 256;
+/// Bytes taken by one read.
+const READ_SIZE: usize = 64 * 1024;
+/// Descriptors that a client may send without anybody asking for them.
+const MAX_HANDLES: usize = 64;
+/// Buffers that grew beyond this are given back when the client is idle.
+const KEPT: usize = 16 * 1024;
+/// How long requests in progress may take when the process is to end.
+const GRACE: Duration = Duration::from_secs(5);
+/// Entries of the heap that may have no connection any more.
+const SLACK: usize = 1024;
+/// Client descriptors are at least this; numbers below stay free for libraries that need them.
+pub(crate) const LOWEST_CLIENT: i32 = 128;
+
+/// What a connection is registered for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Registered {
+    Nothing,
+    For(Interest),
+}
+
+#[derive(Debug)]
+enum Phase {
+    /// Another process is handing a client over.
+    Handover(Handover),
+    /// Nothing is read before this moment.
+    Held(Instant),
+    /// Served.
+    Serving(Next),
+}
+
+struct Connection<C> {
+    socket: OwnedFd,
+    phase: Phase,
+    /// What the service remembers, once it knows of the client.
+    client: Option<C>,
+    registered: Registered,
+    inbox: Inbox<OwnedFd>,
+    outbox: Outbox<OwnedFd>,
+    /// The client does not take its reply.
+    blocked: bool,
+    /// When something happens if nothing comes.
+    deadline: Option<Instant>,
+    /// The earliest entry in the worker's heap.
+    scheduled: Option<Instant>,
+    /// A buffer may have grown large.
+    swollen: bool,
+    last_turn: Instant,
+}
+
+/// One worker.
+pub(crate) struct Worker<S: Service> {
+    service: Arc<S>,
+    shared: Arc<Shared>,
+    mailbox: Arc<Mailbox>,
+    poller: Poller,
+    connections: Slots<Connection<S::Client>>,
+    deadlines: BinaryHeap<Reverse<(Instant, u64)>>,
+    buffer: Vec<u8>,
+    arrived: Vec<OwnedFd>,
+    now: Instant,
+    leaving: bool,
+}
+
+impl<S: Service> Worker<S> {
+    pub(crate) fn new(
+        service: Arc<S>,
+        shared: Arc<Shared>,
+        mailbox: Arc<Mailbox>,
+    ) -> io::Result<Self> {
+        let poller = Poller::new()?;
+        poller.add(&mailbox.bell, BELL, Interest::Read)?;
+        Ok(Self {
+            service,
+            shared,
+            mailbox,
+            poller,
+            connections: Slots::new(),
+            deadlines: BinaryHeap::new(),
+            buffer: vec![0; READ_SIZE],
+            arrived: Vec::new(),
+            now: Instant::now(),
+            leaving: false,
+        })
+    }
+
+    /// Serves until told to leave, and what had begun by then is done.
+    pub(crate) fn run(mut self) {
+        let mut events = Events::new(BATCH);
+        let mut messages = Vec::new();
+        while !(self.leaving && self.connections.is_empty()) {
+            let limit = self
+                .deadlines
+                .peek()
+                .map(|Reverse((at, _))| at.saturating_duration_since(Instant::now()));
+            self.mailbox.pulse.rest();
+            if let Err(error) = self.poller.wait(&mut events, limit) {
+                logging::fatal(format_args!(
+                    "epoll_wait: {}",
+                    postkeep_sys::error_text(&error)
+                ));
+            }
+            self.now = Instant::now();
+            self.mailbox.pulse.begin(self.now);
+            self.expire();
+            for ready in events.ready() {
+                if ready.token == BELL {
+                    self.mailbox.bell.silence();
+                    self.mailbox.collect(&mut messages);
+                    for message in messages.drain(..) {
+                        self.obey(message);
+                    }
+                } else {
+                    self.ready(*ready);
+                }
+            }
+        }
+        self.mailbox.pulse.rest();
+        self.mailbox.finished.store(true, Ordering::SeqCst);
+        self.shared.bell.ring();
+    }
+
+    fn obey(&mut self, message: Message) {
+        match message {
+            Message::Client { socket, resume } => self.welcome(socket, &[], resume),
+            Message::Handover { socket } => self.begin_handover(socket),
+            Message::Wake(token) => self.wake(token),
+            Message::Leave => self.leave(),
+            Message::Shed => self.shed(),
+        }
+    }
+
+    fn insert(&mut self, socket: OwnedFd, phase: Phase) -> u64 {
+        let now = self.now;
+        self.connections.insert_with(|_| Connection {
+            socket,
+            phase,
+            client: None,
+            registered: Registered::Nothing,
+            inbox: Inbox::default(),
+            outbox: Outbox::default(),
+            blocked: false,
+            deadline: None,
+            scheduled: None,
+            swollen: false,
+            last_turn: now,
+        })
+    }
+
+    /// Begins to serve a client.
+    fn welcome(&mut self, socket: OwnedFd, attributes: &Attributes, resume: Option<Instant>) {
+        let phase = resume.map_or(Phase::Serving(Next::Idle), Phase::Held);
+        let token = self.insert(socket, phase);
+        let waker = Waker::new(Arc::clone(&self.mailbox) as Arc<dyn Wake>, token);
+        let service = &self.service;
+        let Some(connection) = self.connections.find(token) else {
+            return;
+        };
+        connection.client =
+            logging::contain(|| service.connected(attributes, &mut connection.outbox, waker));
+        if connection.client.is_none() {
+            self.close(token, Cause::Panic);
+        } else if self.leaving {
+            // Served only if it has sent a request already.
+            self.read(token);
+            self.dismiss(token);
+        } else if resume.is_some() {
+            self.flush(token);
+        } else {
+            self.turn(token);
+        }
+    }
+
+    fn begin_handover(&mut self, socket: OwnedFd) {
+        let handover = Handover::new(self.now);
+        let until = handover.until;
+        let token = self.insert(socket, Phase::Handover(handover));
+        self.register(token, Registered::For(Interest::Read));
+        self.schedule(token, Some(until));
+        if self.leaving {
+            self.dismiss(token);
+        }
+    }
+
+    /// Something happened at a connection.
+    fn ready(&mut self, ready: Ready) {
+        let Some(connection) = self.connections.find(ready.token) else {
+            return;
+        };
+        if connection.blocked {
+            if ready.writable {
+                self.flush(ready.token);
+            }
+            return;
+        }
+        match &connection.phase {
+            Phase::Serving(Next::Wait) | Phase::Held(_) => {
+                // It can wait; but it must not be reported again and again meanwhile.
+                self.register(ready.token, Registered::Nothing);
+            }
+            Phase::Serving(_) | Phase::Handover(_) if ready.readable => self.read(ready.token),
+            Phase::Serving(_) | Phase::Handover(_) => {}
+        }
+    }
+
+    /// Reads once, and gives a turn if anything came.
+    fn read(&mut self, token: u64) {
+        let Some(connection) = self.connections.find(token) else {
+            return;
+        };
+        if connection.inbox.end().is_some() {
+            return;
+        }
+        let mut bytes_came = false;
+        match socket::receive(&connection.socket, &mut self.buffer, &mut self.arrived) {
+            Ok(0) => {
+                self.arrived.clear();
+                connection.inbox.finish(End::Closed);
+                let between_requests = matches!(
+                    connection.phase,
+                    Phase::Serving(Next::Idle | Next::Listen { .. })
+                );
+                if between_requests && connection.inbox.is_empty() && connection.outbox.is_empty() {
+                    self.close(token, Cause::Peer);
+                    return;
+                }
+            }
+            Ok(count) => {
+                bytes_came = true;
+                connection
+                    .inbox
+                    .receive(&self.buffer[..count], self.arrived.drain(..));
+                if connection.inbox.handles() > MAX_HANDLES {
+                    self.close(token, Cause::Broken);
+                    return;
+                }
+            }
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted
+                ) =>
+            {
+                return;
+            }
+            Err(_) => connection.inbox.finish(End::Closed),
+        }
+        if matches!(connection.phase, Phase::Handover(_)) {
+            self.hand_over(token);
+            return;
+        }
+        self.shared.counters.turn();
+        self.turn(token);
+        if bytes_came
+            && let Some(status) = self.shared.status.get()
+            && !status.served()
+        {
+            self.shared.leave.store(true, Ordering::SeqCst);
+            self.shared.bell.ring();
+        }
+    }
+
+    /// Gives the service a turn with a client, and sends what it says.
+    fn turn(&mut self, token: u64) {
+        let Some(connection) = self.connections.find(token) else {
+            return;
+        };
+        let (Phase::Serving(next), Some(client)) = (&mut connection.phase, &mut connection.client)
+        else {
+            return;
+        };
+        connection.last_turn = self.now;
+        let ended = connection.inbox.end();
+        let service = &self.service;
+        let mut turn = Turn {
+            now: self.now,
+            inbox: &mut connection.inbox,
+            outbox: &mut connection.outbox,
+        };
+        match logging::contain(|| service.advance(client, &mut turn)) {
+            Some(Next::Wait) => *next = Next::Wait,
+            Some(_) if ended.is_some() => *next = Next::Close,
+            Some(other) => *next = other,
+            None => {
+                self.close(token, Cause::Panic);
+                return;
+            }
+        }
+        connection.swollen |=
+            connection.inbox.bytes().len() > KEPT || connection.outbox.len() > KEPT;
+        self.flush(token);
+    }
+
+    /// Sends what waits to be sent; then, or when nothing more can be sent now, sees to what is next.
+    fn flush(&mut self, token: u64) {
+        let Some(connection) = self.connections.find(token) else {
+            return;
+        };
+        let mut progress = false;
+        while !connection.outbox.is_empty() {
+            let sent = match connection.outbox.next_chunk() {
+                (bytes, Some(handle)) => {
+                    socket::send_descriptor(&connection.socket, bytes[0], handle.as_fd())
+                        .map(|()| 1)
+                }
+                (bytes, None) => socket::send(&connection.socket, bytes),
+            };
+            match sent {
+                Ok(count) => {
+                    progress = true;
+                    // The copy of a descriptor that was sent is closed here.
+                    drop(connection.outbox.sent(count));
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    if progress || !connection.blocked {
+                        connection.blocked = true;
+                        let until = self.now + self.service.write_limit();
+                        self.schedule(token, Some(until));
+                    }
+                    self.register(token, Registered::For(Interest::Write));
+                    return;
+                }
+                Err(_) => {
+                    let cause = if connection.inbox.end() == Some(End::Closed) {
+                        Cause::Peer
+                    } else {
+                        Cause::Broken
+                    };
+                    self.close(token, cause);
+                    return;
+                }
+            }
+        }
+        connection.blocked = false;
+        self.settle(token);
+    }
+
+    /// Everything is sent: what does the client wait for?
+    fn settle(&mut self, token: u64) {
+        let Some(connection) = self.connections.find(token) else {
+            return;
+        };
+        let end = connection.inbox.end();
+        let (deadline, read) = match &connection.phase {
+            Phase::Handover(_) => return,
+            Phase::Held(resume) => (Some(*resume), false),
+            Phase::Serving(next) => match *next {
+                Next::Close => {
+                    let cause = match end {
+                        Some(End::Closed) => Cause::Peer,
+                        Some(End::TimedOut) => Cause::ReadLimit,
+                        None => Cause::Service,
+                    };
+                    self.close(token, cause);
+                    return;
+                }
+                Next::Idle | Next::Listen { .. } if self.leaving => {
+                    self.close(token, Cause::Leaving);
+                    return;
+                }
+                Next::Idle => (None, true),
+                Next::Listen { until } => (Some(until), true),
+                Next::Read { until } if self.leaving => (Some(until.min(self.now + GRACE)), true),
+                Next::Read { until } => (Some(until), true),
+                // What is registered stays; if the client sends or closes meanwhile, that is seen to then.
+                Next::Wait => (Some(self.now + self.shared.patience), false),
+            },
+        };
+        if connection.swollen
+            && connection.inbox.is_empty()
+            && connection.inbox.handles() == 0
+            && end.is_none()
+        {
+            connection.inbox = Inbox::default();
+            connection.outbox = Outbox::default();
+            connection.swollen = false;
+        }
+        if read {
+            self.register(token, Registered::For(Interest::Read));
+        } else if end.is_some() {
+            // The end of the stream would be reported without pause.
+            self.register(token, Registered::Nothing);
+        }
+        self.schedule(token, deadline);
+    }
+
+    fn wake(&mut self, token: u64) {
+        if let Some(connection) = self.connections.find(token)
+            && matches!(connection.phase, Phase::Serving(_))
+        {
+            self.turn(token);
+        }
+    }
+
+    fn hand_over(&mut self, token: u64) {
+        let Some(connection) = self.connections.find(token) else {
+            return;
+        };
+        let Phase::Handover(handover) = &mut connection.phase else {
+            return;
+        };
+        match handover.advance(&mut connection.inbox, self.now) {
+            Progress::Incomplete => {
+                let until = handover.until;
+                self.schedule(token, Some(until));
+            }
+            Progress::Complete(client, attributes) => {
+                // The client takes the place of the connection that brought it in all counts.
+                self.connections.remove(token);
+                match move_above(client, LOWEST_CLIENT) {
+                    Ok(client) => self.welcome(client, &attributes, None),
+                    Err(error) => {
+                        log::error!("accept connection: {}", postkeep_sys::error_text(&error));
+                        self.forget(Cause::Broken, false);
+                    }
+                }
+            }
+            Progress::Failed(text) => {
+                log::warn!("pass_accept_attr: {text}");
+                let reason = text.split_once(": ").map_or(text, |(_, reason)| reason);
+                log::error!("accept connection: {reason}");
+                self.shared.counters.accept_failed();
+                self.close(token, Cause::Broken);
+            }
+        }
+    }
+
+    fn close(&mut self, token: u64, cause: Cause) {
+        let Some(connection) = self.connections.remove(token) else {
+            return;
+        };
+        let Connection {
+            socket,
+            client,
+            phase,
+            registered,
+            ..
+        } = connection;
+        if let Some(client) = client {
+            let service = &self.service;
+            logging::contain(|| {
+                if cause == Cause::Panic {
+                    drop(client);
+                } else {
+                    service.disconnected(client);
+                }
+            });
+        }
+        // Closing takes it out of the set too, unless another process has it as well: so it is taken out.
+        if registered != Registered::Nothing {
+            let _ = self.poller.remove(&socket);
+        }
+        drop(socket);
+        self.forget(cause, !matches!(phase, Phase::Handover(_)));
+    }
+
+    /// One connection less, in all counts.
+    fn forget(&self, cause: Cause, served: bool) {
+        self.mailbox.clients.fetch_sub(1, Ordering::Relaxed);
+        self.shared.gone(cause, served);
+    }
+
+    fn register(&mut self, token: u64, wanted: Registered) {
+        let Some(connection) = self.connections.find(token) else {
+            return;
+        };
+        let done = match (connection.registered, wanted) {
+            (now, wanted) if now == wanted => Ok(()),
+            (Registered::Nothing, Registered::For(interest)) => {
+                self.poller.add(&connection.socket, token, interest)
+            }
+            (_, Registered::For(interest)) => {
+                self.poller.modify(&connection.socket, token, interest)
+            }
+            (_, Registered::Nothing) => self.poller.remove(&connection.socket),
+        };
+        connection.registered = wanted;
+        if done.is_err() {
+            // No socket at all, or the system is out of memory for watching it.
+            self.close(token, Cause::Broken);
+        }
+    }
+
+    /// Sets the moment at which something happens if nothing comes.
+    ///
+    /// Most requests are answered before there is any need for this, so the heap stays small; entries that are
+    /// too early are looked at, and entered again, when they are due.
+    fn schedule(&mut self, token: u64, deadline: Option<Instant>) {
+        let Some(connection) = self.connections.find(token) else {
+            return;
+        };
+        connection.deadline = deadline;
+        if let Some(at) = deadline
+            && connection.scheduled.is_none_or(|scheduled| at < scheduled)
+        {
+            connection.scheduled = Some(at);
+            self.deadlines.push(Reverse((at, token)));
+            if self.deadlines.len() > SLACK + 4 * self.connections.len() {
+                // Connections that have gone leave entries behind.
+                let connections = &mut self.connections;
+                self.deadlines.retain(|Reverse((at, token))| {
+                    connections
+                        .find(*token)
+                        .is_some_and(|connection| connection.scheduled == Some(*at))
+                });
+            }
+        }
+    }
+
+    fn expire(&mut self) {
+        while let Some(&Reverse((at, token))) = self.deadlines.peek() {
+            if at > self.now {
+                return;
+            }
+            self.deadlines.pop();
+            let Some(connection) = self.connections.find(token) else {
+                continue;
+            };
+            if connection.scheduled == Some(at) {
+                connection.scheduled = None;
+            }
+            match connection.deadline {
+                Some(deadline) if deadline <= self.now => {
+                    connection.deadline = None;
+                    self.expired(token);
+                }
+                deadline => self.schedule(token, deadline),
+            }
+        }
+    }
+
+    fn expired(&mut self, token: u64) {
+        let Some(connection) = self.connections.find(token) else {
+            return;
+        };
+        if connection.blocked {
+            self.close(token, Cause::WriteLimit);
+            return;
+        }
+        match connection.phase {
+            Phase::Handover(_) => {
+                connection.inbox.finish(End::TimedOut);
+                self.hand_over(token);
+            }
+            Phase::Held(_) => {
+                connection.phase = Phase::Serving(Next::Idle);
+                self.turn(token);
+            }
+            Phase::Serving(Next::Wait) => logging::fatal(format_args!("watchdog timeout")),
+            Phase::Serving(Next::Listen { .. }) => self.turn(token),
+            Phase::Serving(Next::Idle | Next::Read { .. } | Next::Close) => {
+                connection.inbox.finish(End::TimedOut);
+                self.turn(token);
+            }
+        }
+    }
+
+    /// Lets what has begun come to its end.
+    fn leave(&mut self) {
+        self.leaving = true;
+        let tokens: Vec<u64> = self.connections.iter().map(|(token, _)| token).collect();
+        for token in tokens {
+            // A request that is in the socket already has arrived.
+            if let Some(connection) = self.connections.find(token)
+                && !connection.blocked
+                && !matches!(
+                    connection.phase,
+                    Phase::Serving(Next::Wait) | Phase::Held(_)
+                )
+            {
+                self.read(token);
+            }
+            self.dismiss(token);
+        }
+    }
+
+    /// Closes a connection that has no request in progress; sees to it that others come to an end.
+    fn dismiss(&mut self, token: u64) {
+        let Some(connection) = self.connections.find(token) else {
+            return;
+        };
+        match &connection.phase {
+            Phase::Handover(_) | Phase::Held(_) => self.close(token, Cause::Leaving),
+            Phase::Serving(_) if connection.blocked => {
+                let grace = self.now + GRACE;
+                let deadline = connection
+                    .deadline
+                    .map_or(grace, |deadline| deadline.min(grace));
+                self.schedule(token, Some(deadline));
+            }
+            Phase::Serving(_) => self.settle(token),
+        }
+    }
+
+    fn shed(&mut self) {
+        let oldest = self
+            .connections
+            .iter()
+            .filter(|(_, connection)| {
+                matches!(connection.phase, Phase::Serving(Next::Idle)) && !connection.blocked
+            })
+            .min_by_key(|(_, connection)| connection.last_turn)
+            .map(|(token, _)| token);
+        if let Some(token) = oldest {
+            self.close(token, Cause::Shed);
+        }
+    }
+}
