@@ -62,7 +62,6 @@ fn relay(implementation: Implementation) -> Result<Option<Relay>> {
         .parameter("smtp_connection_cache_destinations", "127.0.0.1")
         .parameter("smtp_connection_cache_time_limit", "3s")
         .parameter("connection_cache_ttl_limit", "3s")
-        // A message in delivery when qmgr(8) is replaced is looked at again only in a later queue run.
         .parameter("queue_run_delay", "1s")
         .parameter("minimal_backoff_time", "1s")
         .parameter("maximal_backoff_time", "2s")
@@ -93,22 +92,30 @@ fn relay(implementation: Implementation) -> Result<Option<Relay>> {
 impl Relay {
     /// Sends the messages while `meanwhile` runs, waits until the queue is empty, and holds the outcome to
     /// "every message was delivered".
-    fn deliver(&mut self, what: &str, meanwhile: impl FnOnce(&mut Self) -> Result<()>) -> Result<()> {
+    fn deliver(
+        &mut self,
+        what: &str,
+        meanwhile: impl FnOnce(&mut Self) -> Result<()>,
+    ) -> Result<()> {
         let before = self.sink.count();
         let source = Source::start(self.port, MESSAGES, SESSIONS, "user@sink.test")?;
         meanwhile(self)?;
         source.finish(Duration::from_secs(120))?;
         let wanted = before.messages + u64::from(MESSAGES);
         let Self { postfix, sink, .. } = self;
-        postfix.wait_for("every message at the sink", Duration::from_secs(120), |_| {
-            Ok(sink.count().messages >= wanted)
-        })?;
+        postfix.wait_for(
+            "every message at the sink",
+            Duration::from_secs(120),
+            |_| Ok(sink.count().messages >= wanted),
+        )?;
         postfix.wait_for("an empty queue", Duration::from_secs(30), |postfix| {
-            Ok(postfix.queued()? == 0)
+            Ok(postfix.undelivered()?.is_empty())
         })?;
-        postfix.wait_for("the cached connections to expire", Duration::from_secs(10), |_| {
-            Ok(connections_to(sink.port)? == 0)
-        })?;
+        postfix.wait_for(
+            "the cached connections to expire",
+            Duration::from_secs(10),
+            |_| Ok(connections_to(sink.port)? == 0),
+        )?;
         let after = sink.count();
         let reused = postfix.logged("conn_use=");
         println!(
@@ -116,7 +123,16 @@ impl Relay {
             after.messages - before.messages,
             after.sessions - before.sessions,
         );
-        ensure!(after.messages == wanted, "{} messages, not {wanted}", after.messages);
+        ensure!(
+            after.messages == wanted,
+            "{} messages, not {wanted}",
+            after.messages
+        );
+        let sent = postfix.logged("status=sent");
+        ensure!(
+            sent == MESSAGES as usize,
+            "{sent} deliveries logged, not {MESSAGES}"
+        );
         ensure!(
             (1..u64::from(MESSAGES) / 4).contains(&(after.sessions - before.sessions)),
             "connections were not reused"
@@ -160,7 +176,10 @@ fn recipients_through_proxied_tables(implementation: Implementation) -> Result<(
     ] {
         let reply = recipient_reply(relay.port, recipient)?;
         println!("{implementation:?}: {recipient}: {reply}");
-        ensure!(reply.starts_with(wanted), "{recipient}: {reply}, not {wanted}");
+        ensure!(
+            reply.starts_with(wanted),
+            "{recipient}: {reply}, not {wanted}"
+        );
     }
     Ok(())
 }
@@ -170,10 +189,16 @@ fn verification_results_are_stored_and_found(implementation: Implementation) -> 
         return Ok(());
     };
     let port = relay.verifying_port;
-    for (recipient, wanted) in [("good@verified.test", "250 "), ("bad@refusing.test", "450 ")] {
+    for (recipient, wanted) in [
+        ("good@verified.test", "250 "),
+        ("bad@refusing.test", "450 "),
+    ] {
         let reply = recipient_reply(port, recipient)?;
         println!("{implementation:?}: {recipient}: {reply}");
-        ensure!(reply.starts_with(wanted), "{recipient}: {reply}, not {wanted}");
+        ensure!(
+            reply.starts_with(wanted),
+            "{recipient}: {reply}, not {wanted}"
+        );
     }
     let probes = |relay: &Relay| relay.postfix.logged("dsn=2.1.5, status=deliverable");
     let after_first = probes(&relay);
@@ -183,7 +208,10 @@ fn verification_results_are_stored_and_found(implementation: Implementation) -> 
     ensure!(relay.postfix.kill("verify") == 1, "verify was not running");
     let reply = recipient_reply(port, "good@verified.test")?;
     ensure!(reply.starts_with("250 "), "found: {reply}");
-    ensure!(probes(&relay) == after_first, "the address was probed again");
+    ensure!(
+        probes(&relay) == after_first,
+        "the address was probed again"
+    );
 
     // And the server of the table keeps it across its own death.
     let servers = relay.postfix.kill("proxymap");
@@ -191,14 +219,21 @@ fn verification_results_are_stored_and_found(implementation: Implementation) -> 
     ensure!(relay.postfix.kill("verify") == 1, "verify was not running");
     let reply = recipient_reply(port, "good@verified.test")?;
     ensure!(reply.starts_with("250 "), "found after a crash: {reply}");
-    ensure!(probes(&relay) == after_first, "the address was probed again after a crash");
+    ensure!(
+        probes(&relay) == after_first,
+        "the address was probed again after a crash"
+    );
 
-    relay.postfix.wait_for("the table to be readable", Duration::from_secs(5), |postfix| {
-        let name = format!("lmdb:{}/data/verified", postfix.scratch().display());
-        let stored = postfix.command("postmap", &["-q", "good@verified.test", &name])?;
-        let stored = String::from_utf8_lossy(&stored.stdout).into_owned();
-        Ok(stored.starts_with("0:0:"))
-    })?;
+    relay.postfix.wait_for(
+        "the table to be readable",
+        Duration::from_secs(5),
+        |postfix| {
+            let name = format!("lmdb:{}/data/verified", postfix.scratch().display());
+            let stored = postfix.command("postmap", &["-q", "good@verified.test", &name])?;
+            let stored = String::from_utf8_lossy(&stored.stdout).into_owned();
+            Ok(stored.starts_with("0:0:"))
+        },
+    )?;
     let _ = relay.refuser.count();
     Ok(())
 }
@@ -207,14 +242,20 @@ fn reload_under_load(implementation: Implementation) -> Result<()> {
     let Some(mut relay) = relay(implementation)? else {
         return Ok(());
     };
-    relay.deliver(&format!("{implementation:?}, reloaded under load"), |relay| {
-        for count in [200, 500] {
-            relay.wait_until_sunk(count)?;
-            relay.postfix.reload()?;
-        }
-        Ok(())
-    })?;
-    ensure!(relay.postfix.logged("reload -- version") == 2, "not reloaded twice");
+    relay.deliver(
+        &format!("{implementation:?}, reloaded under load"),
+        |relay| {
+            for count in [200, 500] {
+                relay.wait_until_sunk(count)?;
+                relay.postfix.reload()?;
+            }
+            Ok(())
+        },
+    )?;
+    ensure!(
+        relay.postfix.logged("reload -- version") == 2,
+        "not reloaded twice"
+    );
     Ok(())
 }
 
@@ -223,17 +264,20 @@ fn crashes_under_load(implementation: Implementation) -> Result<()> {
         return Ok(());
     };
     let mut killed = 0;
-    relay.deliver(&format!("{implementation:?}, daemons killed under load"), |relay| {
-        for count in [150, 300, 450] {
-            relay.wait_until_sunk(count)?;
-            let caches = relay.postfix.kill("scache");
-            thread::sleep(Duration::from_millis(200));
-            let servers = relay.postfix.kill("proxymap");
-            println!("{implementation:?}: killed {caches} scache, {servers} proxymap");
-            killed += usize::from(caches > 0) + usize::from(servers > 0);
-        }
-        Ok(())
-    })?;
+    relay.deliver(
+        &format!("{implementation:?}, daemons killed under load"),
+        |relay| {
+            for count in [150, 300, 450] {
+                relay.wait_until_sunk(count)?;
+                let caches = relay.postfix.kill("scache");
+                thread::sleep(Duration::from_millis(200));
+                let servers = relay.postfix.kill("proxymap");
+                println!("{implementation:?}: killed {caches} scache, {servers} proxymap");
+                killed += usize::from(caches > 0) + usize::from(servers > 0);
+            }
+            Ok(())
+        },
+    )?;
     ensure!(killed == 6, "only {killed} of 6 kills met a process");
     relay
         .postfix

@@ -10,7 +10,8 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::{
-    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags,
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags,
 };
 
 use crate::attributes;
@@ -111,7 +112,9 @@ impl Peer {
         self.bytes.remove(0);
         match self.descriptors.pop() {
             Some(descriptor) if self.descriptors.is_empty() => Ok(descriptor),
-            other => Err(io::Error::other(format!("expected one descriptor: {other:?}"))),
+            other => Err(io::Error::other(format!(
+                "expected one descriptor: {other:?}"
+            ))),
         }
     }
 

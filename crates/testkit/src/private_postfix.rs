@@ -17,7 +17,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::program::{Implementation, RealPostfix, real_postfix};
-use crate::scratch::{Scratch, give_to};
+use crate::scratch::{Scratch, give_to, main_cf};
 
 /// What the instance is to look like.
 #[derive(Clone, Debug)]
@@ -59,14 +59,16 @@ impl Plan {
     /// Adds a file `tables/NAME`.
     #[must_use]
     pub fn table(mut self, name: &str, content: &str) -> Self {
-        self.files.push((format!("tables/{name}"), content.to_owned()));
+        self.files
+            .push((format!("tables/{name}"), content.to_owned()));
         self
     }
 
     /// Adds a file `tables/NAME` and has the real postmap(1) index it as `kind` (lmdb ...).
     #[must_use]
     pub fn indexed_table(mut self, kind: &str, name: &str, content: &str) -> Self {
-        self.indexed.push((kind.to_owned(), format!("tables/{name}")));
+        self.indexed
+            .push((kind.to_owned(), format!("tables/{name}")));
         self.table(name, content)
     }
 
@@ -108,11 +110,11 @@ pub fn free_port() -> Result<u16> {
     Ok(listener.local_addr()?.port())
 }
 
-/// The services every instance has; as Postfix's default master.cf, without chroot and without the parts that
-/// belong to local delivery.
+/// The services every instance has: as in the default master.cf, without chroot, without the parts that belong
+/// to local delivery, and with a queue manager that looks at its queue each second.
 const SERVICES: &str = "\
 cleanup unix n - n - 0 cleanup
-qmgr unix n - n 300 1 qmgr
+qmgr unix n - n 1 1 qmgr
 rewrite unix - - n - - trivial-rewrite
 bounce unix - - n - 0 bounce
 defer unix - - n - 0 bounce
@@ -158,7 +160,10 @@ impl PrivatePostfix {
             ("queue_directory", format!("{root}/queue")),
             ("data_directory", format!("{root}/data")),
             ("daemon_directory", format!("{root}/daemons")),
-            ("command_directory", real.command_directory.display().to_string()),
+            (
+                "command_directory",
+                real.command_directory.display().to_string(),
+            ),
             ("mail_owner", "postfix".to_owned()),
             ("setgid_group", "postdrop".to_owned()),
             ("myhostname", "mail.example.test".to_owned()),
@@ -176,10 +181,7 @@ impl PrivatePostfix {
         .map(|(name, value)| (name.to_owned(), value))
         .into();
         parameters.extend(plan.parameters.clone());
-        let main: String = parameters
-            .iter()
-            .map(|(name, value)| format!("{name} = {}\n", value.replace("$SCRATCH", &root)))
-            .collect();
+        let main = main_cf(&parameters, &root);
         scratch.directory("etc", 0o755)?;
         scratch.file("etc/main.cf", &main)?;
         let mut master = SERVICES.to_owned();
@@ -252,7 +254,10 @@ impl PrivatePostfix {
 
     /// How many log lines hold `text`.
     pub fn logged(&self, text: &str) -> usize {
-        self.log().lines().filter(|line| line.contains(text)).count()
+        self.log()
+            .lines()
+            .filter(|line| line.contains(text))
+            .count()
     }
 
     /// Runs one of Postfix's commands with this instance's configuration.
@@ -320,16 +325,27 @@ impl PrivatePostfix {
         processes.len()
     }
 
-    /// Number of messages in the queue.
+    /// The messages in the queue that were not logged as sent.
+    ///
+    /// A message that was in delivery when qmgr(8) was replaced stays in the queue for a minute although all
+    /// its recipients are done: `skipped, still being delivered`. It is not counted.
     ///
     /// # Errors
     /// When the queue cannot be read.
-    pub fn queued(&self) -> Result<usize> {
-        let mut count = 0;
+    pub fn undelivered(&self) -> Result<Vec<String>> {
+        let mut names = Vec::new();
         for queue in ["maildrop", "incoming", "active", "deferred"] {
-            count += count_files(&self.scratch.path().join("queue").join(queue))?;
+            collect_files(&self.scratch.path().join("queue").join(queue), &mut names)?;
         }
-        Ok(count)
+        if !names.is_empty() {
+            let log = self.log();
+            names.retain(|name| {
+                let mark = format!(" {name}: to=<");
+                !log.lines()
+                    .any(|line| line.contains(&mark) && line.contains("status=sent"))
+            });
+        }
+        Ok(names)
     }
 
     /// Waits until `condition` holds.
@@ -402,7 +418,10 @@ impl Drop for PrivatePostfix {
     fn drop(&mut self) {
         self.stop();
         if thread::panicking() && self.log_ready {
-            eprintln!("--- end of the private Postfix's log\n{}", self.end_of_log());
+            eprintln!(
+                "--- end of the private Postfix's log\n{}",
+                self.end_of_log()
+            );
         }
     }
 }
@@ -437,18 +456,17 @@ fn make_queue(scratch: &Scratch) -> Result<()> {
     Ok(())
 }
 
-fn count_files(directory: &Path) -> Result<usize> {
-    let mut count = 0;
+fn collect_files(directory: &Path, names: &mut Vec<String>) -> Result<()> {
     for entry in fs::read_dir(directory)? {
+        // What is gone since the directory was read is a message on its way.
         let Ok(entry) = entry else { continue };
         match entry.file_type() {
-            Ok(kind) if kind.is_dir() => count += count_files(&entry.path())?,
-            Ok(_) => count += 1,
-            // Gone since the directory was read: a message on its way.
+            Ok(kind) if kind.is_dir() => collect_files(&entry.path(), names)?,
+            Ok(_) => names.push(entry.file_name().to_string_lossy().into_owned()),
             Err(_) => {}
         }
     }
-    Ok(count)
+    Ok(())
 }
 
 fn process_numbers() -> Vec<u32> {
@@ -464,7 +482,12 @@ fn process_numbers() -> Vec<u32> {
 fn parent_of(pid: u32) -> Option<u32> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     // The command, in parentheses, may hold anything; what follows it does not.
-    stat.rsplit_once(')')?.1.split_whitespace().nth(1)?.parse().ok()
+    stat.rsplit_once(')')?
+        .1
+        .split_whitespace()
+        .nth(1)?
+        .parse()
+        .ok()
 }
 
 fn processes_in(directory: &Path) -> Vec<Pid> {

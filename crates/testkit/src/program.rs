@@ -100,7 +100,12 @@ fn look_for_postfix() -> Result<RealPostfix> {
         .find(|path| path.is_file())
         .context("postconf is not installed")?;
     let output = Command::new(postconf)
-        .args(["-dh", "daemon_directory", "command_directory", "mail_version"])
+        .args([
+            "-dh",
+            "daemon_directory",
+            "command_directory",
+            "mail_version",
+        ])
         .output()
         .context("postconf does not run")?;
     let text = String::from_utf8_lossy(&output.stdout);

@@ -1,5 +1,6 @@
 //! Temporary directories that unprivileged daemons can reach.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
@@ -66,6 +67,19 @@ impl Scratch {
 /// When chown does not succeed.
 pub fn give_to(owner: &str, path: &Path) -> Result<()> {
     let status = Command::new("chown").arg(owner).arg(path).status()?;
-    ensure!(status.success(), "chown {owner} {}: {status}", path.display());
+    ensure!(
+        status.success(),
+        "chown {owner} {}: {status}",
+        path.display()
+    );
     Ok(())
+}
+
+/// The text of main.cf with these parameters; `$SCRATCH` in a value becomes `root`.
+pub fn main_cf(parameters: &BTreeMap<String, String>, root: &str) -> String {
+    let mut text = String::new();
+    for (name, value) in parameters {
+        text.extend([name, " = ", &value.replace("$SCRATCH", root), "\n"]);
+    }
+    text
 }

@@ -24,7 +24,7 @@ use rustix::process::{Pid, Signal, kill_process};
 
 use crate::peer::Peer;
 use crate::program::Implementation;
-use crate::scratch::{Scratch, give_to};
+use crate::scratch::{Scratch, give_to, main_cf};
 
 /// How a daemon is to be started.
 #[derive(Clone, Debug)]
@@ -40,7 +40,11 @@ pub struct Plan {
 impl Plan {
     /// The service `service` (`scache`, `proxymap` or `proxywrite`) as master.cf has it by default.
     pub fn new(implementation: Implementation, service: &str) -> Self {
-        let daemon = if service == "scache" { "scache" } else { "proxymap" };
+        let daemon = if service == "scache" {
+            "scache"
+        } else {
+            "proxymap"
+        };
         let mut arguments = Vec::new();
         if service != "proxymap" {
             arguments.push("-l".to_owned());
@@ -180,10 +184,7 @@ impl StandIn {
         .map(|(name, value)| (name.to_owned(), value))
         .into();
         parameters.extend(plan.parameters.clone());
-        let main: String = parameters
-            .iter()
-            .map(|(name, value)| format!("{name} = {}\n", value.replace("$SCRATCH", &root)))
-            .collect();
+        let main = main_cf(&parameters, &root);
         scratch.file("etc/main.cf", &main)?;
         scratch.file("etc/master.cf", "")?;
         // The reference waits while main.cf has been changed within the last second.
@@ -208,7 +209,10 @@ impl StandIn {
         rustix::io::ioctl_fionbio(&flow_write, true)?;
         let (status_ours, status_theirs) = UnixStream::pair()?;
 
-        let mapping = |parent_fd: OwnedFd, child_fd| FdMapping { parent_fd, child_fd };
+        let mapping = |parent_fd: OwnedFd, child_fd| FdMapping {
+            parent_fd,
+            child_fd,
+        };
         let mut command = Command::new(executable);
         command
             .arg0(&plan.daemon)
@@ -326,7 +330,9 @@ impl StandIn {
             .expect("the log collector listens");
         let deadline = Instant::now() + Duration::from_secs(5);
         let mut lines = self.log.lines.lock().expect("no collector panics");
-        while lines.iter().filter(|line| line.ident == "mark").count() == before && Instant::now() < deadline {
+        while lines.iter().filter(|line| line.ident == "mark").count() == before
+            && Instant::now() < deadline
+        {
             lines = self
                 .log
                 .grown
@@ -334,7 +340,11 @@ impl StandIn {
                 .expect("no collector panics")
                 .0;
         }
-        lines.iter().filter(|line| line.ident != "mark").cloned().collect()
+        lines
+            .iter()
+            .filter(|line| line.ident != "mark")
+            .cloned()
+            .collect()
     }
 
     /// The texts of [`Self::log`].
@@ -428,13 +438,15 @@ fn count_status(mut channel: UnixStream, status: &Mutex<StatusCount>) {
 }
 
 fn collect_log(socket: &UnixDatagram, log: &Log) {
-    let mut record = [0; 65536];
+    let mut record = vec![0; 65_536];
     while let Ok(length) = socket.recv(&mut record) {
         let record = &record[..length];
         if record == END_OF_LOG {
             break;
         }
-        let Ok(mut lines) = log.lines.lock() else { break };
+        let Ok(mut lines) = log.lines.lock() else {
+            break;
+        };
         lines.push(parse_record(&String::from_utf8_lossy(record)));
         log.grown.notify_all();
     }
@@ -470,7 +482,10 @@ mod tests {
 
     #[test]
     fn the_reference_starts_answers_and_ends() {
-        let Some(mut daemon) = Plan::new(Implementation::Postfix, "scache").start().unwrap() else {
+        let Some(mut daemon) = Plan::new(Implementation::Postfix, "scache")
+            .start()
+            .unwrap()
+        else {
             return;
         };
         let mut peer = daemon.connect().unwrap();

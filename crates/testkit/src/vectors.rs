@@ -36,10 +36,18 @@ pub fn from_hex(text: &str) -> Vec<u8> {
         .chars()
         .filter(|c| !c.is_ascii_whitespace())
         .map(|c| {
-            let digit = c.to_digit(16).unwrap_or_else(|| panic!("not hexadecimal: {text}"));
+            let digit = c
+                .to_digit(16)
+                .unwrap_or_else(|| panic!("not hexadecimal: {text}"));
             u8::try_from(digit).expect("a hexadecimal digit is below 16")
         })
         .collect();
-    assert!(digits.len().is_multiple_of(2), "odd number of digits: {text}");
-    digits.chunks(2).map(|pair| pair[0] << 4 | pair[1]).collect()
+    assert!(
+        digits.len().is_multiple_of(2),
+        "odd number of digits: {text}"
+    );
+    digits
+        .chunks(2)
+        .map(|pair| pair[0] << 4 | pair[1])
+        .collect()
 }
