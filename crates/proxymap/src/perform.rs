@@ -1,6 +1,6 @@
 //! One operation on one table: which flags it runs with, and what its outcome means on the wire.
 
-use postkeep_table::{Cursor, Flags, LookupError, Outcome, Step, Table};
+use postkeep_table::{Cursor, Flags, Latency, LookupError, Outcome, Step, Table};
 use postkeep_wire::proxymap::{Generation, Operation, Status};
 
 use crate::instance::{Current, Instance};
@@ -70,7 +70,7 @@ pub(crate) fn reply_flags(current: &Current, generation: Generation, ask: &Ask<'
     flags
 }
 
-/// Runs the operation; what was found is appended to `found`.
+/// Runs the operation, however long it takes; what was found is appended to `found`.
 ///
 /// A client's flags decide on folding, locking and duplicates only; all else is what the table was opened
 /// with.
@@ -85,10 +85,7 @@ pub(crate) fn perform(
         _ if ask.operation == Operation::Open => Status::Ok,
         Current::Open { table, .. } => {
             let result = run(&**table, ask, walk, found);
-            if let Err(LookupError::Unsupported(text)) = &result {
-                instance.log_unsupported(ask.operation, text);
-            }
-            status(&result)
+            conclude(instance, ask.operation, &result)
         }
         Current::Surrogate(reason) => {
             instance.log_unavailable(reason);
@@ -100,23 +97,71 @@ pub(crate) fn perform(
     status
 }
 
+/// Runs the operation if that can be done without waiting; `None` when it cannot, and nothing was done.
+pub(crate) fn perform_at_once(
+    instance: &Instance,
+    current: &Current,
+    ask: &Ask<'_>,
+    walk: &mut Option<Walk>,
+    found: &mut Found,
+) -> Option<Status> {
+    if let Current::Open { table, .. } = current
+        && ask.operation != Operation::Open
+        && table.latency() == Latency::Blocking
+    {
+        if ask.operation != Operation::Lookup {
+            return None;
+        }
+        let flags = effective_flags(&**table, ask);
+        let result = table.try_lookup(flags, ask.key, &mut found.value)?;
+        let status = conclude(instance, ask.operation, &result);
+        instance.counters.count(ask.operation, status);
+        return Some(status);
+    }
+    Some(perform(instance, current, ask, walk, found))
+}
+
+fn effective_flags(table: &dyn Table, ask: &Ask<'_>) -> Flags {
+    let mut flags = (table.flags() - Flags::REQUEST) | (ask.flags & Flags::REQUEST);
+    if ask.operation == Operation::Update {
+        flags.remove(Flags::DUP_WARN | Flags::DUP_IGNORE);
+    }
+    flags | forced(ask.operation)
+}
+
 fn run(
     table: &dyn Table,
     ask: &Ask<'_>,
     walk: &mut Option<Walk>,
     found: &mut Found,
 ) -> Result<Outcome, LookupError> {
-    let mut flags = (table.flags() - Flags::REQUEST) | (ask.flags & Flags::REQUEST);
+    let flags = effective_flags(table, ask);
     match ask.operation {
         Operation::Open => Ok(Outcome::Done),
         Operation::Lookup => table.lookup(flags, ask.key, &mut found.value),
-        Operation::Update => {
-            flags.remove(Flags::DUP_WARN | Flags::DUP_IGNORE);
-            table.update(flags | forced(ask.operation), ask.key, ask.value)
-        }
-        Operation::Delete => table.delete(flags | forced(ask.operation), ask.key),
+        Operation::Update => table.update(flags, ask.key, ask.value),
+        Operation::Delete => table.delete(flags, ask.key),
         Operation::Sequence => walk_on(table, flags, ask.step, walk, found),
     }
+}
+
+/// Logs what a table did not log itself, and says what the outcome is on the wire.
+fn conclude(
+    instance: &Instance,
+    operation: Operation,
+    result: &Result<Outcome, LookupError>,
+) -> Status {
+    match result {
+        Err(LookupError::Unsupported(text)) => instance.log_unsupported(operation, text),
+        Err(error) => {
+            let text = error.to_string();
+            if !text.is_empty() {
+                log::warn!("{text}");
+            }
+        }
+        Ok(_) => {}
+    }
+    status(result)
 }
 
 fn walk_on(

@@ -18,7 +18,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use postkeep_table::{Flags, Latency, Step};
+use postkeep_table::{Flags, Step};
 use postkeep_wire::diagnostics::{Diagnostics, Shown};
 use postkeep_wire::duplex::{Inbox, Outbox};
 use postkeep_wire::proxymap::{
@@ -28,7 +28,7 @@ use postkeep_wire::proxymap::{
 
 use crate::approve::canonical;
 use crate::instance::{Current, Instance, opening_flags};
-use crate::perform::{Ask, Found, perform, recycle, reply_flags};
+use crate::perform::{Ask, Found, perform, perform_at_once, recycle, reply_flags};
 use crate::share::Tables;
 use crate::walk::{Walk, Walks};
 
@@ -357,7 +357,11 @@ impl Conversation {
         let open = instance
             .must_open(&current, now, &tables.environment)
             .then(|| matches!(**current, Current::Surrogate(_)));
-        if open.is_some() || (operation != Operation::Open && may_wait(&current)) {
+        let status = match open {
+            Some(_) => None,
+            None => perform_at_once(&instance, &current, &ask, &mut walk, &mut self.found),
+        };
+        let Some(status) = status else {
             drop(current);
             let mut work = self.spare.take().unwrap_or_else(|| Box::new(Work::new()));
             work.generation = generation;
@@ -374,8 +378,7 @@ impl Conversation {
                 now,
                 open,
             });
-        }
-        let status = perform(&instance, &current, &ask, &mut walk, &mut self.found);
+        };
         let flags = reply_flags(&current, generation, &ask);
         Answer {
             operation,
@@ -443,13 +446,6 @@ impl Conversation {
             self.replace = (self.replace + 1) % RECENT;
             self.recent[self.replace] = recent;
         }
-    }
-}
-
-fn may_wait(current: &Current) -> bool {
-    match current {
-        Current::Open { table, .. } => table.latency() == Latency::Blocking,
-        Current::Unopened | Current::Surrogate(_) => false,
     }
 }
 

@@ -66,6 +66,8 @@ pub struct Plan {
     pub own: u32,
     pub entries: Vec<(Vec<u8>, Vec<u8>)>,
     pub latency: Latency,
+    /// Although it may wait, it need not right now.
+    pub ready: bool,
     pub sequence: bool,
     /// Adds `utf8_active` where the opener asks for it.
     pub utf8: bool,
@@ -79,6 +81,7 @@ impl Default for Plan {
             own: 16,
             entries: Vec::new(),
             latency: Latency::Memory,
+            ready: false,
             sequence: true,
             utf8: true,
             broken: None,
@@ -149,6 +152,16 @@ impl Table for Fake {
             }
             None => Ok(Outcome::Absent),
         }
+    }
+
+    fn try_lookup(
+        &self,
+        flags: Flags,
+        key: &[u8],
+        value: &mut Vec<u8>,
+    ) -> Option<Result<Outcome, LookupError>> {
+        let ready = self.plan.ready || self.plan.latency == Latency::Memory;
+        ready.then(|| self.lookup(flags, key, value))
     }
 
     fn update(&self, flags: Flags, key: &[u8], value: &[u8]) -> Result<Outcome, LookupError> {
