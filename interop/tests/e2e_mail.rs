@@ -100,14 +100,12 @@ impl Relay {
         let before = self.sink.count();
         let source = Source::start(self.port, MESSAGES, SESSIONS, "user@sink.test")?;
         meanwhile(self)?;
-        source.finish(Duration::from_secs(120))?;
+        source.finish(Duration::from_mins(2))?;
         let wanted = before.messages + u64::from(MESSAGES);
         let Self { postfix, sink, .. } = self;
-        postfix.wait_for(
-            "every message at the sink",
-            Duration::from_secs(120),
-            |_| Ok(sink.count().messages >= wanted),
-        )?;
+        postfix.wait_for("every message at the sink", Duration::from_mins(2), |_| {
+            Ok(sink.count().messages >= wanted)
+        })?;
         postfix.wait_for("an empty queue", Duration::from_secs(30), |postfix| {
             Ok(postfix.undelivered()?.is_empty())
         })?;
@@ -142,7 +140,7 @@ impl Relay {
 
     fn wait_until_sunk(&mut self, count: u64) -> Result<()> {
         let Self { postfix, sink, .. } = self;
-        postfix.wait_for("messages at the sink", Duration::from_secs(60), |_| {
+        postfix.wait_for("messages at the sink", Duration::from_mins(1), |_| {
             Ok(sink.count().messages >= count)
         })
     }

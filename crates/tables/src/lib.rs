@@ -40,7 +40,9 @@ macro_rules! table_types {
     };
 }
 
-table_types! { debug, environ, fail, inline, internal, lmdb, proxy, r#static, texthash, unix }
+table_types! {
+    debug, environ, fail, inline, internal, lmdb, proxy, #[cfg(feature = "test-tables")] slow, r#static, texthash, unix,
+}
 
 /// All table types, by name.
 pub fn table_types() -> &'static [&'static TableType] {
