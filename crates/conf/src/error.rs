@@ -105,6 +105,13 @@ pub enum Error {
     /// A compatibility level is none.
     #[error("malformed compatibility level syntax: \"{text}\"")]
     CompatibilityLevel { text: String },
+    /// An entry of master.cf is wrong.
+    #[error("{file}: line {line}: {text}")]
+    Master {
+        file: String,
+        line: usize,
+        text: String,
+    },
     /// Settings do not go together, or a user, group, host or word is not known; the text is the reference's.
     #[error("{0}")]
     Setting(String),

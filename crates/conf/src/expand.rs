@@ -205,33 +205,27 @@ impl<'l> Walk<'l, '_> {
                 literal.clear();
             }
             at = dollar + 1;
-            let expression = match text.get(at) {
-                Some(&open @ (b'(' | b'{')) => {
-                    let close = if open == b'(' { b')' } else { b'}' };
-                    match find_close(&text[at + 1..], open, close) {
-                        // A truncated reference ends the walk, and so does any reference in brackets once
-                        // something has failed.
-                        None => {
-                            self.warn(format!("truncated macro reference: \"{}\"", display(text)));
-                            return Ok(true);
-                        }
-                        Some(_) if failed => return Ok(true),
-                        Some(end) => {
-                            let inside = &text[at + 1..at + 1 + end];
-                            at += end + 2;
-                            inside
-                        }
-                    }
+            let expression = if let Some(&open @ (b'(' | b'{')) = text.get(at) {
+                let close = if open == b'(' { b')' } else { b'}' };
+                let Some(end) = find_close(&text[at + 1..], open, close) else {
+                    self.warn(format!("truncated macro reference: \"{}\"", display(text)));
+                    return Ok(true);
+                };
+                // Once something has failed, a reference in brackets ends the walk; one without does not.
+                if failed {
+                    return Ok(true);
                 }
-                _ => {
-                    let rest = &text[at..];
-                    let end = rest
-                        .iter()
-                        .position(|&byte| !is_name(byte))
-                        .unwrap_or(rest.len());
-                    at += end;
-                    &rest[..end]
-                }
+                let inside = &text[at + 1..at + 1 + end];
+                at += end + 2;
+                inside
+            } else {
+                let rest = &text[at..];
+                let end = rest
+                    .iter()
+                    .position(|&byte| !is_name(byte))
+                    .unwrap_or(rest.len());
+                at += end;
+                &rest[..end]
             };
             if expression.is_empty() {
                 self.warn(format!("empty macro name: \"{}\"", display(text)));

@@ -2,7 +2,9 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+use crate::dictionary::Dictionary;
 use crate::error::Error;
+use crate::sink::Sink;
 use crate::text::{display, head};
 
 const LABEL_LIMIT: usize = 63;
@@ -78,6 +80,29 @@ pub fn check_hostname(name: &[u8]) -> Result<(), HostnameFault> {
     Ok(())
 }
 
+/// The default of `myhostname`: the machine's own name, with a domain when it has none.
+pub(crate) fn default_host_name(
+    dictionary: &Dictionary,
+    host_name: &[u8],
+    sink: &mut dyn Sink,
+) -> Result<Vec<u8>, Error> {
+    let mut name = host_name.to_vec();
+    if !name.contains(&b'.') {
+        let domain = dictionary.evaluate("mydomain", sink)?;
+        name.push(b'.');
+        name.extend_from_slice(domain.as_deref().unwrap_or(b"localdomain"));
+    }
+    Ok(name)
+}
+
+/// The default of `mydomain`, given `myhostname`.
+pub(crate) fn domain_of(host_name: &[u8]) -> &[u8] {
+    match host_name.iter().position(|&byte| byte == b'.') {
+        Some(dot) => &host_name[dot + 1..],
+        None => b"localdomain",
+    }
+}
+
 /// An address of this machine and the length of its network part in bits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Interface {
@@ -117,7 +142,7 @@ impl Families {
         Ok(families)
     }
 
-    fn allow(self, address: IpAddr) -> bool {
+    pub(crate) fn allow(self, address: IpAddr) -> bool {
         if address.is_ipv4() {
             self.ipv4
         } else {
@@ -138,8 +163,8 @@ fn unknown_word(what: &str, word: &[u8], value: &[u8]) -> Error {
     ))
 }
 
-/// Finds the addresses of a host name.
-pub(crate) type Resolve<'a> = &'a dyn Fn(&[u8]) -> Vec<IpAddr>;
+/// Finds the addresses of a host name; none when there is no such host.
+pub type Resolve<'a> = &'a dyn Fn(&[u8]) -> Vec<IpAddr>;
 
 /// The addresses that `inet_interfaces` chooses. Without a list of interfaces nothing can be chosen or faulted;
 /// without a resolver, names are left out.

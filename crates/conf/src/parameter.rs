@@ -122,12 +122,11 @@ impl Dictionary {
             min,
             max,
         } = *parameter;
-        let value = match self.evaluate(name, sink)? {
-            Some(value) => convert_int(name, &value)?,
-            None => {
-                self.set(name, default.to_string().as_bytes());
-                default
-            }
+        let value = if let Some(value) = self.evaluate(name, sink)? {
+            convert_int(name, &value)?
+        } else {
+            self.set(name, default.to_string().as_bytes());
+            default
         };
         check_number(name, value.into(), min.into(), max.into())?;
         Ok(value)
@@ -148,12 +147,11 @@ impl Dictionary {
             min,
             max,
         } = *parameter;
-        let value = match self.evaluate(name, sink)? {
-            Some(value) => convert_long(name, &value)?,
-            None => {
-                self.set(name, default.to_string().as_bytes());
-                default
-            }
+        let value = if let Some(value) = self.evaluate(name, sink)? {
+            convert_long(name, &value)?
+        } else {
+            self.set(name, default.to_string().as_bytes());
+            default
         };
         check_number(name, value, min, max)?;
         Ok(value)
@@ -283,13 +281,12 @@ impl Dictionary {
             min,
             max,
         } = *parameter;
-        let value = match self.evaluate(name, sink)? {
-            Some(value) => value,
-            None => {
-                let value = self.expand(default.as_bytes(), sink)?;
-                self.set(name, &value);
-                value
-            }
+        let value = if let Some(value) = self.evaluate(name, sink)? {
+            value
+        } else {
+            let value = self.expand(default.as_bytes(), sink)?;
+            self.set(name, &value);
+            value
         };
         let length = value.len();
         if min != 0 && length < min {
@@ -517,11 +514,11 @@ mod tests {
         };
         assert_eq!(
             with("").time(&parameter, &mut Vec::new()),
-            Ok(Duration::from_secs(18_000))
+            Ok(Duration::from_hours(5))
         );
         assert_eq!(
             with("t = 2").time(&parameter, &mut Vec::new()),
-            Ok(Duration::from_secs(120))
+            Ok(Duration::from_mins(2))
         );
     }
 

@@ -7,7 +7,7 @@ use std::time::Duration;
 use crate::catalog::{Catalog, Kind};
 use crate::dictionary::Dictionary;
 use crate::error::Error;
-use crate::hosts::{self, Families, Interface, check_hostname};
+use crate::hosts::{self, Families, Interface, Resolve, check_hostname};
 use crate::level::CompatibilityLevel;
 use crate::parameter::{
     BoolParameter, IntParameter, LongParameter, NboolParameter, NintParameter, RawParameter,
@@ -61,7 +61,7 @@ pub struct Surroundings<'a> {
     /// checked against them.
     pub interfaces: &'a [Interface],
     /// Finds the addresses of names in `inet_interfaces`; without it names there are not checked.
-    pub resolve: Option<&'a dyn Fn(&[u8]) -> Vec<IpAddr>>,
+    pub resolve: Option<Resolve<'a>>,
 }
 
 /// The common parameters, evaluated and checked.
@@ -69,7 +69,11 @@ pub struct Surroundings<'a> {
 /// All of them, also those without a field here, are in the dictionary afterwards: a program's own parameters can
 /// refer to them.
 #[derive(Clone, Debug)]
-#[expect(missing_docs, reason = "the fields are the parameters of postconf(5)")]
+#[expect(
+    missing_docs,
+    clippy::struct_excessive_bools,
+    reason = "the fields are the parameters of postconf(5)"
+)]
 #[non_exhaustive]
 pub struct Common {
     pub compatibility_level: CompatibilityLevel,
@@ -486,18 +490,9 @@ impl<'d, 's> Reader<'d, 's> {
 
     /// Reads myhostname and mydomain, whose defaults are taken from the machine and from each other.
     fn host_names(&mut self, host_name: &[u8]) -> Result<(), Error> {
-        let mut default = host_name.to_vec();
-        if !default.contains(&b'.') {
-            let domain = self.dictionary.evaluate("mydomain", self.sink)?;
-            default.push(b'.');
-            default.extend_from_slice(domain.as_deref().unwrap_or(b"localdomain"));
-        }
+        let default = hosts::default_host_name(self.dictionary, host_name, self.sink)?;
         self.read_with("myhostname", &default)?;
-        let host = self.text("myhostname");
-        let domain = match host.iter().position(|&byte| byte == b'.') {
-            Some(dot) => host[dot + 1..].to_vec(),
-            None => b"localdomain".to_vec(),
-        };
+        let domain = hosts::domain_of(self.text("myhostname")).to_vec();
         self.read_with("mydomain", &domain)?;
         for name in ["myhostname", "mydomain"] {
             if let Err(fault) = check_hostname(self.text(name)) {
@@ -518,7 +513,7 @@ impl<'d, 's> Reader<'d, 's> {
         self.read(name)
     }
 
-    /// Reads mynetworks and finds the addresses that inet_interfaces chooses.
+    /// Reads `mynetworks` and finds the addresses that `inet_interfaces` chooses.
     fn networks(
         &mut self,
         families: Families,

@@ -43,17 +43,15 @@ pub(crate) fn head(text: &[u8], count: usize) -> &[u8] {
 /// A log writer that allows ASCII only will turn each byte of what stays into `?` as well, so the number of
 /// characters comes out as in the reference either way.
 pub fn display(text: &[u8]) -> Cow<'_, str> {
-    match std::str::from_utf8(text) {
-        Ok(valid) => Cow::Borrowed(valid),
-        Err(_) => {
-            let mut shown = String::with_capacity(text.len());
-            for chunk in text.utf8_chunks() {
-                shown.push_str(chunk.valid());
-                shown.extend(chunk.invalid().iter().map(|_| '?'));
-            }
-            Cow::Owned(shown)
-        }
+    if let Ok(valid) = std::str::from_utf8(text) {
+        return Cow::Borrowed(valid);
     }
+    let mut shown = String::with_capacity(text.len());
+    for chunk in text.utf8_chunks() {
+        shown.push_str(chunk.valid());
+        shown.extend(chunk.invalid().iter().map(|_| '?'));
+    }
+    Cow::Owned(shown)
 }
 
 /// Why a text is no assignment.

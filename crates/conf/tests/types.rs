@@ -75,7 +75,7 @@ fn run(text: &str, release: Release) -> (String, Option<(Common, Dictionary)>) {
         .load(text.as_bytes(), "/D/main.cf", &mut told)
         .and_then(|()| Common::evaluate(&mut dictionary, &surroundings, &mut told));
     for warning in told {
-        stderr += &format!("postmap: warning: {warning}\n");
+        stderr.extend(["postmap: warning: ", &warning, "\n"]);
     }
     match outcome {
         Ok(common) => (stderr, Some((common, dictionary))),
