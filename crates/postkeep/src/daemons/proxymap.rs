@@ -1,0 +1,454 @@
+//! proxymap(8) and proxywrite: the lookup table server joined to the skeleton.
+//!
+//! # References
+//! Postfix `src/proxymap/proxymap.c`.
+
+use std::ffi::{OsStr, OsString};
+use std::fmt;
+use std::fs;
+use std::io::{self, Read, Write};
+use std::os::fd::OwnedFd;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::process::{ExitCode, exit};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use log::{debug, warn};
+use postkeep_conf::{Catalog, Common, Dictionary, Error, Release, Sink, StrParameter};
+use postkeep_daemon::blocking::Pool;
+use postkeep_daemon::configuration::LogSink;
+use postkeep_daemon::{
+    Attributes, Next, Program, Requirement, Service, Setup, Turn, Waker, logging,
+};
+use postkeep_proxymap::approve::{Approved, Content, Files, Notice, Rules};
+use postkeep_proxymap::evaluate;
+use postkeep_proxymap::role::{self, Role};
+use postkeep_proxymap::service::{Action, Conversation, Done, Job, REPLY_TIME};
+use postkeep_proxymap::share::{Settings, Tables};
+use postkeep_proxymap::watch::{Observer, Stat};
+use postkeep_sys::error_text;
+use postkeep_tables::{Caller, Context, Registry};
+use postkeep_wire::duplex::Outbox;
+use postkeep_wire::protocol;
+use postkeep_wire::proxymap::Generation;
+
+use super::announce::{Greeting, Policy, Turn as Greeted};
+
+/// How often the files of open tables are looked at.
+const LOOK: Duration = Duration::from_secs(1);
+
+/// Runs the daemon.
+pub(crate) fn run(name: &OsStr, arguments: &[OsString]) -> ExitCode {
+    postkeep_daemon::main(
+        name,
+        &super::with_version(arguments),
+        ProxymapProgram::default(),
+    )
+}
+
+/// The lookup table server while it starts.
+#[derive(Debug, Default)]
+struct ProxymapProgram {
+    policy: Option<Policy>,
+    prepared: Option<(Role, Approved)>,
+}
+
+impl ProxymapProgram {
+    fn read(&mut self, dictionary: &mut Dictionary, sink: &mut dyn Sink) -> Result<(), Error> {
+        // The lists themselves are collected by a hook; here their faults are found at the usual time.
+        let release = dictionary.release();
+        let catalog = Catalog::of(release);
+        for name in evaluate::parameters(release) {
+            let default = catalog.find(name).map_or("", |parameter| parameter.default);
+            dictionary.str(
+                &StrParameter {
+                    name,
+                    default,
+                    min: 0,
+                    max: 0,
+                },
+                sink,
+            )?;
+        }
+        self.policy = Some(super::read_policy(dictionary, sink)?);
+        Ok(())
+    }
+
+    /// Collects the approved tables, or prints them and ends.
+    fn prepare(&mut self, setup: &mut Setup) {
+        let release = setup.dictionary.release();
+        let service = role::Service::from_name(&setup.service_name, release)
+            .unwrap_or_else(|error| logging::fatal(format_args!("{error}")));
+        let rules = Rules::from(release);
+        let (approved, notices) = evaluate::approved(
+            &mut setup.dictionary,
+            service,
+            rules,
+            &mut DiskFiles,
+            &mut LogSink,
+        )
+        .unwrap_or_else(|error| logging::fatal(format_args!("{error}")));
+        for notice in notices {
+            match notice {
+                Notice::Warning(text) => warn!("{text}"),
+                Notice::Verbose(text) => debug!("{text}"),
+            }
+        }
+        match service {
+            role::Service::Export(..) => export(&approved),
+            role::Service::Serve(role) => self.prepared = Some((role, approved)),
+        }
+        if service.role() == Role::Write {
+            // A signal to the process group of master must not hit an update.
+            let _ = postkeep_sys::process::new_session();
+        }
+    }
+}
+
+/// Prints the names, one a line, and ends the process.
+fn export(approved: &Approved) -> ! {
+    let mut text = approved.sorted().join(&b'\n');
+    if !text.is_empty() {
+        text.push(b'\n');
+    }
+    let mut output = io::stdout().lock();
+    if let Err(error) = output.write_all(&text).and_then(|()| output.flush()) {
+        logging::fatal(format_args!("output write error: {}", error_text(&error)));
+    }
+    exit(0)
+}
+
+impl Program for ProxymapProgram {
+    type Service = Proxymap;
+
+    fn requirements(&self) -> Vec<Requirement<Self>> {
+        vec![Requirement::Parameters(Self::read)]
+    }
+
+    fn before_jail(&mut self, setup: &mut Setup) {
+        // From 3.11 on lists may name files, which are read before the root directory changes.
+        if setup.dictionary.release() >= Release::V3_11 {
+            self.prepare(setup);
+        }
+    }
+
+    fn after_jail(mut self, setup: &mut Setup) -> Proxymap {
+        if self.prepared.is_none() {
+            self.prepare(setup);
+        }
+        let (role, approved) = self.prepared.unwrap_or((Role::Read, Approved::default()));
+        let tables = Arc::new(Tables::new(
+            role,
+            &approved,
+            Arc::new(Registry::new(context(&setup.common))),
+            Arc::new(DiskObserver),
+            Settings {
+                open_error_is_fatal: setup.common.daemon_table_open_error_is_fatal,
+                ..Settings::default()
+            },
+        ));
+        if role == Role::Read && !setup.one_shot {
+            keep(Arc::clone(&tables));
+        }
+        Proxymap {
+            tables,
+            pool: Pool::default(),
+            policy: self.policy.unwrap_or(Policy::Always),
+            stream: setup.stream_name().into(),
+            generation: if setup.dictionary.release() >= Release::V3_11 {
+                Generation::Two
+            } else {
+                Generation::One
+            },
+            stray: super::stray_argument(setup),
+            epoch: Instant::now(),
+        }
+    }
+}
+
+/// The configuration that tables see.
+fn context(common: &Common) -> Context {
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    Context {
+        caller: Caller::Daemon,
+        smtputf8_enable: common.smtputf8_enable,
+        lmdb_map_size: common.lmdb_map_size.unsigned_abs(),
+        queue_directory: PathBuf::from(OsString::from_vec(common.queue_directory.clone())),
+        proxymap_service_name: text(&common.proxymap_service_name),
+        proxywrite_service_name: text(&common.proxywrite_service_name),
+        ipc_timeout: common.ipc_timeout,
+        ipc_idle: common.ipc_idle,
+        ipc_ttl: common.ipc_ttl,
+        ..Context::default()
+    }
+}
+
+/// Starts the thread that replaces tables whose files have changed.
+fn keep(tables: Arc<Tables>) {
+    let keeper = thread::Builder::new()
+        .name("keeper".to_owned())
+        .spawn(move || {
+            loop {
+                thread::sleep(LOOK);
+                // A fault in one table is told, and does not end the watch over the others.
+                logging::contain(|| tables.reload_changed());
+            }
+        });
+    if let Err(error) = keeper {
+        logging::fatal(format_args!(
+            "cannot start a thread: {}",
+            error_text(&error)
+        ));
+    }
+}
+
+/// Files of the lists, on disk.
+struct DiskFiles;
+
+impl Files for DiskFiles {
+    fn read(&mut self, path: &[u8], limit: usize) -> Result<Content, String> {
+        let file = fs::File::open(Path::new(OsStr::from_bytes(path)))
+            .map_err(|error| error_text(&error))?;
+        let mut bytes = Vec::new();
+        let error = file.take(limit as u64).read_to_end(&mut bytes).err();
+        Ok(Content {
+            bytes,
+            error: error.map(|error| error_text(&error)),
+        })
+    }
+}
+
+/// Files of tables, on disk.
+struct DiskObserver;
+
+impl Observer for DiskObserver {
+    fn stat(&self, path: &Path) -> Option<Stat> {
+        let found = fs::metadata(path).ok()?;
+        Some(Stat {
+            device: found.dev(),
+            inode: found.ino(),
+            links: found.nlink(),
+            size: found.len(),
+            modified: (
+                found.mtime(),
+                u32::try_from(found.mtime_nsec()).unwrap_or(0),
+            ),
+            changed: found.ctime(),
+        })
+    }
+
+    fn wall_clock(&self) -> i64 {
+        let since = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .unwrap_or_default();
+        i64::try_from(since.as_secs()).unwrap_or(i64::MAX)
+    }
+}
+
+/// The running service.
+struct Proxymap {
+    tables: Arc<Tables>,
+    pool: Pool,
+    policy: Policy,
+    stream: Arc<str>,
+    /// For requests that break off before they say what they are.
+    generation: Generation,
+    stray: Option<String>,
+    /// The zero of the conversations' clock.
+    epoch: Instant,
+}
+
+/// One client.
+struct Client {
+    greeting: Greeting,
+    conversation: Conversation,
+    waker: Waker,
+    /// Set while an operation is on the pool; holds its outcome at last.
+    errand: Option<Errand>,
+}
+
+/// An operation that may wait, and where its outcome will be.
+type Errand = Arc<Mutex<Option<Done>>>;
+
+impl Proxymap {
+    /// Has a job done elsewhere; false when nobody can take it.
+    fn send_away(&self, client: &mut Client, job: Job) -> bool {
+        let errand = Errand::default();
+        let messenger = Messenger {
+            errand: Some(Arc::clone(&errand)),
+            waker: client.waker.clone(),
+        };
+        let submitted = self.pool.submit(move || messenger.deliver(job.run()));
+        match submitted {
+            Ok(()) => {
+                client.errand = Some(errand);
+                true
+            }
+            Err(error) => {
+                warn!("{}: {error}", self.stream);
+                false
+            }
+        }
+    }
+}
+
+/// Brings the outcome of an errand, or the news that there will be none, to the client.
+struct Messenger {
+    errand: Option<Errand>,
+    waker: Waker,
+}
+
+impl Messenger {
+    fn deliver(self, done: Done) {
+        if let Some(errand) = &self.errand {
+            *errand.lock().unwrap_or_else(PoisonError::into_inner) = Some(done);
+        }
+    }
+}
+
+impl Drop for Messenger {
+    fn drop(&mut self) {
+        // Also after a panic. The client must not look before our share is gone.
+        self.errand = None;
+        self.waker.wake();
+    }
+}
+
+/// What has become of an errand.
+enum Progress {
+    Out,
+    Back(Done),
+    /// Whoever had it is gone without an outcome.
+    Lost,
+}
+
+fn look(errand: &Errand) -> Progress {
+    // The count first: the outcome is there before the other holder is gone.
+    let alone = Arc::strong_count(errand) == 1;
+    match errand.lock().unwrap_or_else(PoisonError::into_inner).take() {
+        Some(done) => Progress::Back(done),
+        None if alone => Progress::Lost,
+        None => Progress::Out,
+    }
+}
+
+impl Service for Proxymap {
+    type Client = Client;
+
+    fn write_limit(&self) -> Duration {
+        REPLY_TIME
+    }
+
+    fn connected(
+        &self,
+        _attributes: &Attributes,
+        outbox: &mut Outbox<OwnedFd>,
+        waker: Waker,
+    ) -> Client {
+        let mut greeting = Greeting::new(self.policy, protocol::PROXYMAP);
+        greeting.turn(false, Instant::now(), outbox.buffer());
+        Client {
+            greeting,
+            conversation: Conversation::new(Arc::clone(&self.stream), self.generation),
+            waker,
+            errand: None,
+        }
+    }
+
+    fn advance(&self, client: &mut Client, turn: &mut Turn<'_>) -> Next {
+        let spoken = !turn.inbox.is_empty() || turn.inbox.end().is_some();
+        if spoken && let Some(stray) = &self.stray {
+            super::refuse_argument(stray);
+        }
+        if let Greeted::Listen(until) = client.greeting.turn(spoken, turn.now, turn.outbox.buffer())
+        {
+            return Next::Listen { until };
+        }
+        if let Some(errand) = client.errand.take() {
+            match look(&errand) {
+                Progress::Out => {
+                    client.errand = Some(errand);
+                    return Next::Wait;
+                }
+                Progress::Lost => return Next::Close,
+                Progress::Back(done) => {
+                    if let Err(fatal) = client.conversation.finish(done, turn.outbox) {
+                        logging::fatal(format_args!("{fatal}"));
+                    }
+                }
+            }
+        }
+        let action = client.conversation.step(
+            turn.now.saturating_duration_since(self.epoch),
+            turn.inbox,
+            turn.outbox,
+            &self.tables,
+            &mut |text: fmt::Arguments<'_>| warn!("{text}"),
+        );
+        match action {
+            Action::Idle => Next::Idle,
+            Action::Read(until) => Next::Read {
+                until: self.epoch + until,
+            },
+            Action::Run(job) => {
+                if self.send_away(client, job) {
+                    Next::Wait
+                } else {
+                    Next::Close
+                }
+            }
+            Action::Close => Next::Close,
+            Action::Flush if turn.inbox.end().is_none() => Next::Listen { until: turn.now },
+            // After the end of input anything but waiting would be the last turn.
+            Action::Flush => {
+                client.waker.wake();
+                Next::Wait
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_errand_is_out_until_its_messenger_is_gone() {
+        let errand = Errand::default();
+        let messenger = Messenger {
+            errand: Some(Arc::clone(&errand)),
+            waker: Waker::noop(),
+        };
+        assert!(matches!(look(&errand), Progress::Out));
+        drop(messenger);
+        assert!(matches!(look(&errand), Progress::Lost));
+    }
+
+    #[test]
+    fn files_are_read_up_to_the_limit() {
+        let scratch = tempfile::tempdir().unwrap();
+        let path = scratch.path().join("list");
+        fs::write(&path, "proxy:hash:/a").unwrap();
+        let content = DiskFiles.read(path.as_os_str().as_bytes(), 5).unwrap();
+        assert_eq!(
+            (content.bytes.as_slice(), content.error),
+            (&b"proxy"[..], None)
+        );
+        let error = DiskFiles.read(b"/nonexistent/list", 5).unwrap_err();
+        assert_eq!(error, "No such file or directory");
+    }
+
+    #[test]
+    fn a_new_file_has_another_face() {
+        let scratch = tempfile::tempdir().unwrap();
+        let path = scratch.path().join("table");
+        assert_eq!(DiskObserver.stat(&path), None);
+        fs::write(&path, "abc").unwrap();
+        let stat = DiskObserver.stat(&path).unwrap();
+        assert_eq!((stat.size, stat.links), (3, 1));
+        assert!((DiskObserver.wall_clock() - stat.changed).abs() < 100);
+    }
+}
