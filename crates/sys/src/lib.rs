@@ -13,7 +13,6 @@ pub mod effective;
 pub mod environment;
 pub mod interface;
 pub mod lmdb;
-mod lmdb_pages;
 pub mod lock;
 pub mod privilege;
 pub mod process;

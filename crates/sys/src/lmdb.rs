@@ -5,11 +5,15 @@
 //! makes the functions safe to call from any thread, which LMDB without its own locks is not.
 #![allow(unsafe_code, reason = "LMDB is a C library")]
 
+mod pages;
+mod transaction;
+
+pub use transaction::{Entry, Reader, Writer};
+
 use std::ffi::{CStr, CString};
 use std::fmt;
 use std::fs::{File, OpenOptions};
 use std::io;
-use std::marker::PhantomData;
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::Path;
@@ -18,8 +22,9 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use lmdb_master_sys as ffi;
 
-use crate::lmdb_pages;
 use crate::lock::{Kind, LockedFile};
+
+use transaction::Transaction;
 
 /// The smallest map, and how much is added above the size of a file.
 const SMALLEST_MAP: u64 = 10_240;
@@ -113,7 +118,7 @@ fn check(code: i32) -> Result<(), Error> {
 ///
 /// Two environments of one process may be open on the same file; they behave like those of two processes.
 pub struct Environment {
-    environment: NonNull<ffi::MDB_env>,
+    handle: NonNull<ffi::MDB_env>,
     database: ffi::MDB_dbi,
     file: LockedFile,
     page_size: u64,
@@ -187,7 +192,7 @@ impl Environment {
         check(unsafe { ffi::mdb_env_create(&raw mut environment) })?;
         let environment = NonNull::new(environment).ok_or(Error(Cause::Code(libc::ENOMEM)))?;
         let mut this = Self {
-            environment,
+            handle: environment,
             database: 0,
             file,
             page_size: 0,
@@ -214,8 +219,8 @@ impl Environment {
         }
         drop(first_pages);
         this.page_size =
-            lmdb_pages::page_size(this.file.file())?.ok_or(Error(Cause::Code(ffi::MDB_INVALID)))?;
-        let database = this.read(|reader| reader.open_database())??;
+            pages::page_size(this.file.file())?.ok_or(Error(Cause::Code(ffi::MDB_INVALID)))?;
+        let database = this.read(|reader: &Reader<'_>| reader.open_database())??;
         this.database = database;
         Ok(this)
     }
@@ -226,7 +231,7 @@ impl Environment {
         // SAFETY: the environment is open; the number stays LMDB's, which outlives the borrow.
         let borrowed = unsafe {
             check(ffi::mdb_env_get_fd(
-                self.environment.as_ptr(),
+                self.handle.as_ptr(),
                 &raw mut descriptor,
             ))?;
             std::os::fd::BorrowedFd::borrow_raw(descriptor)
@@ -255,7 +260,7 @@ impl Environment {
         loop {
             let guard = self.file.read()?;
             match self.begin(ffi::MDB_RDONLY) {
-                Ok(transaction) => return Ok(f(&Reader { transaction })),
+                Ok(transaction) => return Ok(f(&Reader::new(transaction))),
                 Err(error) if error.is(ffi::MDB_MAP_RESIZED) => drop(guard),
                 Err(error) => return Err(error),
             }
@@ -272,7 +277,7 @@ impl Environment {
             return Ok(None);
         };
         match self.begin(ffi::MDB_RDONLY) {
-            Ok(transaction) => Ok(Some(f(&Reader { transaction }))),
+            Ok(transaction) => Ok(Some(f(&Reader::new(transaction)))),
             Err(error) if error.is(ffi::MDB_MAP_RESIZED) => Ok(None),
             Err(error) => Err(error),
         }
@@ -291,9 +296,9 @@ impl Environment {
         let _guard = self.file.write()?;
         loop {
             let result = self.begin(0).and_then(|transaction| {
-                let mut writer = Writer(Reader { transaction });
+                let mut writer = Writer::new(transaction);
                 let result = f(&mut writer)?;
-                writer.0.transaction.commit()?;
+                writer.commit()?;
                 Ok(result)
             });
             match result {
@@ -321,7 +326,7 @@ impl Environment {
     /// Sets the size of the map. No transaction may be active in any thread.
     fn resize(&self, size: usize) -> Result<(), Error> {
         // SAFETY: the callers hold the write guard, so there is no transaction and no slice into the map.
-        let result = check(unsafe { ffi::mdb_env_set_mapsize(self.environment.as_ptr(), size) });
+        let result = check(unsafe { ffi::mdb_env_set_mapsize(self.handle.as_ptr(), size) });
         if result.is_err() {
             self.broken.store(true, Ordering::Release);
         }
@@ -338,7 +343,7 @@ impl Environment {
             me_numreaders: 0,
         };
         // SAFETY: the environment is open and its meta pages are in the file; `info` is the structure to fill.
-        unsafe { ffi::mdb_env_info(self.environment.as_ptr(), &raw mut info) };
+        unsafe { ffi::mdb_env_info(self.handle.as_ptr(), &raw mut info) };
         info
     }
 
@@ -362,7 +367,7 @@ impl Environment {
             return Ok(());
         }
         let page_size = usize::try_from(self.page_size).map_err(|_| Error(Cause::Truncated))?;
-        if !lmdb_pages::all_inside(self.file.file(), page_size)? {
+        if !pages::all_inside(self.file.file(), page_size)? {
             return Err(Error(Cause::Truncated));
         }
         self.short_but_whole[0].store(length, Ordering::Relaxed);
@@ -373,436 +378,17 @@ impl Environment {
     /// Begins a transaction. The caller holds the guard that belongs to it.
     fn begin(&self, flags: u32) -> Result<Transaction<'_>, Error> {
         self.check_whole()?;
-        let mut transaction = ptr::null_mut();
-        // SAFETY: the environment is open; a write transaction is the only one because of the guard.
-        check(unsafe {
-            ffi::mdb_txn_begin(
-                self.environment.as_ptr(),
-                ptr::null_mut(),
-                flags,
-                &raw mut transaction,
-            )
-        })?;
-        let transaction = NonNull::new(transaction).ok_or(Error(Cause::Code(libc::ENOMEM)))?;
-        Ok(Transaction {
-            transaction,
-            database: self.database,
-            environment: PhantomData,
-        })
+        // SAFETY: the environment is open, all pages are in the file, and the guard keeps others out where it must.
+        unsafe { Transaction::begin(self.handle, self.database, flags) }
     }
 }
 
 impl Drop for Environment {
     fn drop(&mut self) {
         // SAFETY: transactions borrow the environment, so none is left.
-        unsafe { ffi::mdb_env_close(self.environment.as_ptr()) };
+        unsafe { ffi::mdb_env_close(self.handle.as_ptr()) };
     }
-}
-
-struct Transaction<'a> {
-    transaction: NonNull<ffi::MDB_txn>,
-    database: ffi::MDB_dbi,
-    environment: PhantomData<&'a Environment>,
-}
-
-impl Transaction<'_> {
-    fn commit(self) -> Result<(), Error> {
-        let transaction = self.transaction;
-        std::mem::forget(self);
-        // SAFETY: the transaction is active; LMDB frees it whatever the outcome.
-        check(unsafe { ffi::mdb_txn_commit(transaction.as_ptr()) })
-    }
-}
-
-impl Drop for Transaction<'_> {
-    fn drop(&mut self) {
-        // SAFETY: the transaction is active, and cursors in it are closed.
-        unsafe { ffi::mdb_txn_abort(self.transaction.as_ptr()) };
-    }
-}
-
-/// A snapshot. Slices live as long as it does.
-pub struct Reader<'a> {
-    transaction: Transaction<'a>,
-}
-
-impl Reader<'_> {
-    fn open_database(&self) -> Result<ffi::MDB_dbi, Error> {
-        let mut database = 0;
-        // SAFETY: the transaction is active; no name is the unnamed database.
-        check(unsafe {
-            ffi::mdb_dbi_open(
-                self.transaction.transaction.as_ptr(),
-                ptr::null(),
-                0,
-                &raw mut database,
-            )
-        })?;
-        Ok(database)
-    }
-
-    /// The value of a key. A key that LMDB could not store is not found.
-    ///
-    /// # Errors
-    /// [`Error`] of the file.
-    pub fn find(&self, key: &[u8]) -> Result<Option<&[u8]>, Error> {
-        if key.is_empty() {
-            return Ok(None);
-        }
-        let (mut key, mut value) = (borrow(key), borrow(&[]));
-        // SAFETY: the transaction is active, the key is read only, the result goes to `value`.
-        let code = unsafe {
-            ffi::mdb_get(
-                self.transaction.transaction.as_ptr(),
-                self.transaction.database,
-                &raw mut key,
-                &raw mut value,
-            )
-        };
-        match code {
-            ffi::MDB_NOTFOUND | ffi::MDB_BAD_VALSIZE => Ok(None),
-            code => {
-                check(code)?;
-                // SAFETY: LMDB answered with a piece of the map, valid while the transaction is.
-                Ok(Some(unsafe { slice(&value) }))
-            }
-        }
-    }
-
-    /// The first entry whose key is greater than `key`, or the first of all.
-    ///
-    /// # Errors
-    /// [`Error`] of the file.
-    pub fn after(&self, key: Option<&[u8]>) -> Result<Option<(&[u8], &[u8])>, Error> {
-        let cursor = Cursor::open(self)?;
-        let Some(wanted) = key.filter(|key| !key.is_empty()) else {
-            return cursor.step(self, &[], ffi::MDB_FIRST);
-        };
-        match cursor.step(self, wanted, ffi::MDB_SET_RANGE)? {
-            Some((found, _)) if found == wanted => cursor.step(self, &[], ffi::MDB_NEXT),
-            entry => Ok(entry),
-        }
-    }
-}
-
-struct Cursor(NonNull<ffi::MDB_cursor>);
-
-impl Cursor {
-    fn open(reader: &Reader<'_>) -> Result<Self, Error> {
-        let mut cursor = ptr::null_mut();
-        // SAFETY: the transaction is active, the database is open.
-        check(unsafe {
-            ffi::mdb_cursor_open(
-                reader.transaction.transaction.as_ptr(),
-                reader.transaction.database,
-                &raw mut cursor,
-            )
-        })?;
-        NonNull::new(cursor)
-            .map(Self)
-            .ok_or(Error(Cause::Code(libc::ENOMEM)))
-    }
-
-    fn step<'r>(
-        &self,
-        _snapshot: &'r Reader<'_>,
-        key: &[u8],
-        operation: ffi::MDB_cursor_op,
-    ) -> Result<Option<(&'r [u8], &'r [u8])>, Error> {
-        let (mut key, mut value) = (borrow(key), borrow(&[]));
-        // SAFETY: the cursor is open in an active transaction; results go to `key` and `value`.
-        let code = unsafe {
-            ffi::mdb_cursor_get(self.0.as_ptr(), &raw mut key, &raw mut value, operation)
-        };
-        if code == ffi::MDB_NOTFOUND {
-            return Ok(None);
-        }
-        check(code)?;
-        // SAFETY: LMDB answered with pieces of the map, valid while the transaction is.
-        Ok(Some(unsafe { (slice(&key), slice(&value)) }))
-    }
-}
-
-impl Drop for Cursor {
-    fn drop(&mut self) {
-        // SAFETY: the cursor is open, and so is its transaction.
-        unsafe { ffi::mdb_cursor_close(self.0.as_ptr()) };
-    }
-}
-
-/// A write transaction. What it has changed is visible to it alone until it is committed.
-pub struct Writer<'a>(Reader<'a>);
-
-impl Writer<'_> {
-    /// The contents as this transaction sees them.
-    pub fn reader(&self) -> &Reader<'_> {
-        &self.0
-    }
-
-    /// Stores an entry; false when the key is there already and `replace` is not set.
-    ///
-    /// # Errors
-    /// [`Error::BAD_KEY_SIZE`], or the file's.
-    pub fn put(&mut self, key: &[u8], value: &[u8], replace: bool) -> Result<bool, Error> {
-        let (mut key, mut value) = (borrow(key), borrow(value));
-        let flags = if replace { 0 } else { ffi::MDB_NOOVERWRITE };
-        // SAFETY: the transaction is active and for writing; LMDB copies key and value.
-        let code = unsafe {
-            ffi::mdb_put(
-                self.0.transaction.transaction.as_ptr(),
-                self.0.transaction.database,
-                &raw mut key,
-                &raw mut value,
-                flags,
-            )
-        };
-        if code == ffi::MDB_KEYEXIST {
-            return Ok(false);
-        }
-        check(code)?;
-        Ok(true)
-    }
-
-    /// Deletes an entry; false when there is none.
-    ///
-    /// # Errors
-    /// [`Error`] of the file.
-    pub fn delete(&mut self, key: &[u8]) -> Result<bool, Error> {
-        if key.is_empty() {
-            return Ok(false);
-        }
-        let mut key = borrow(key);
-        // SAFETY: the transaction is active and for writing.
-        let code = unsafe {
-            ffi::mdb_del(
-                self.0.transaction.transaction.as_ptr(),
-                self.0.transaction.database,
-                &raw mut key,
-                ptr::null_mut(),
-            )
-        };
-        match code {
-            ffi::MDB_NOTFOUND | ffi::MDB_BAD_VALSIZE => Ok(false),
-            code => check(code).map(|()| true),
-        }
-    }
-
-    /// Deletes all entries.
-    ///
-    /// # Errors
-    /// [`Error`] of the file.
-    pub fn clear(&mut self) -> Result<(), Error> {
-        // SAFETY: the transaction is active and for writing; 0 empties the database without deleting it.
-        check(unsafe {
-            ffi::mdb_drop(
-                self.0.transaction.transaction.as_ptr(),
-                self.0.transaction.database,
-                0,
-            )
-        })
-    }
-}
-
-fn borrow(bytes: &[u8]) -> ffi::MDB_val {
-    ffi::MDB_val {
-        mv_size: bytes.len(),
-        mv_data: bytes.as_ptr().cast_mut().cast(),
-    }
-}
-
-/// # Safety
-/// The value must be one that LMDB filled in, and its transaction must be active for all of `'a`.
-unsafe fn slice<'a>(value: &ffi::MDB_val) -> &'a [u8] {
-    if value.mv_size == 0 {
-        return &[];
-    }
-    // SAFETY: see above.
-    unsafe { std::slice::from_raw_parts(value.mv_data.cast(), value.mv_size) }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const SMALL: Options = Options {
-        write: true,
-        map_size: 1,
-    };
-
-    fn path() -> (tempfile::TempDir, std::path::PathBuf) {
-        let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("t.lmdb");
-        (directory, path)
-    }
-
-    fn find(environment: &Environment, key: &[u8]) -> Option<Vec<u8>> {
-        environment
-            .read(|reader| reader.find(key).unwrap().map(<[u8]>::to_vec))
-            .unwrap()
-    }
-
-    #[test]
-    fn what_is_committed_is_found_by_others() {
-        let (_directory, path) = path();
-        let ours = Environment::open(&path, SMALL).unwrap();
-        let theirs = Environment::open(
-            &path,
-            Options {
-                write: false,
-                ..SMALL
-            },
-        )
-        .unwrap();
-        let value = vec![b'v'; 300_000];
-        assert!(
-            ours.write(|writer| writer.put(b"k", &value, false))
-                .unwrap()
-        );
-        assert!(!ours.write(|writer| writer.put(b"k", b"w", false)).unwrap());
-        assert_eq!(find(&theirs, b"k"), Some(value));
-        assert!(ours.write(|writer| writer.delete(b"k")).unwrap());
-        assert!(!ours.write(|writer| writer.delete(b"k")).unwrap());
-        assert_eq!(find(&theirs, b"k"), None);
-    }
-
-    #[test]
-    fn a_transaction_that_fails_changes_nothing() {
-        let (_directory, path) = path();
-        let environment = Environment::open(&path, SMALL).unwrap();
-        environment
-            .write(|writer| writer.put(b"a", b"1", true))
-            .unwrap();
-        let error = environment
-            .write(|writer| {
-                writer.clear()?;
-                writer.put(&[b'k'; 512], b"v", true)
-            })
-            .unwrap_err();
-        assert_eq!(error, Error::BAD_KEY_SIZE);
-        assert_eq!(find(&environment, b"a").as_deref(), Some(&b"1"[..]));
-        assert_eq!(find(&environment, &[b'k'; 512]), None);
-        assert_eq!(find(&environment, b""), None);
-    }
-
-    #[test]
-    fn entries_come_in_order_and_the_walk_survives_deletions() {
-        let (_directory, path) = path();
-        let environment = Environment::open(&path, SMALL).unwrap();
-        let after = |key: Option<&[u8]>| {
-            environment
-                .read(|reader| reader.after(key).unwrap().map(|(key, _)| key.to_vec()))
-                .unwrap()
-        };
-        assert_eq!(after(None), None);
-        environment
-            .write(|writer| {
-                for key in [b"b", b"c", b"a"] {
-                    writer.put(key, b"v", true)?;
-                }
-                Ok(())
-            })
-            .unwrap();
-        assert_eq!(after(None).unwrap(), b"a");
-        assert_eq!(after(Some(b"a")).unwrap(), b"b");
-        assert_eq!(after(Some(b"aa")).unwrap(), b"b");
-        assert_eq!(after(Some(b"c")), None);
-    }
-
-    #[test]
-    fn a_shortened_file_is_an_error_not_a_signal() {
-        let (_directory, path) = path();
-        let environment = Environment::open(&path, SMALL).unwrap();
-        environment
-            .write(|writer| writer.put(b"k", &[b'v'; 50_000], true))
-            .unwrap();
-        let length = environment.file().metadata().unwrap().len();
-        for shorter in [length - 4096, 8192, 4096, 0] {
-            OpenOptions::new()
-                .write(true)
-                .open(&path)
-                .unwrap()
-                .set_len(shorter)
-                .unwrap();
-            let error = environment.read(|_| ()).unwrap_err();
-            assert!(error.is_damage(), "{shorter}: {error}");
-            assert!(
-                environment
-                    .write(|writer| writer.put(b"k", b"v", true))
-                    .is_err()
-            );
-            assert!(
-                Environment::open(
-                    &path,
-                    Options {
-                        write: false,
-                        ..SMALL
-                    }
-                )
-                .is_err()
-            );
-        }
-    }
-
-    #[test]
-    fn pages_given_back_at_the_end_do_not_make_a_file_damaged() {
-        let (_directory, path) = path();
-        let environment = Environment::open(&path, SMALL).unwrap();
-        environment
-            .write(|writer| writer.put(b"a", b"1", true))
-            .unwrap();
-        environment
-            .write(|writer| {
-                for number in 0..400_u32 {
-                    writer.put(&number.to_be_bytes(), &[b'v'; 100], true)?;
-                }
-                writer.put(b"big", &[b'v'; 50_000], true)?;
-                writer.delete(b"big")?;
-                for number in 0..400_u32 {
-                    writer.delete(&number.to_be_bytes())?;
-                }
-                Ok(())
-            })
-            .unwrap();
-        assert_eq!(find(&environment, b"a").as_deref(), Some(&b"1"[..]));
-        // The walk itself agrees, whether or not the file came out short.
-        assert!(
-            lmdb_pages::all_inside(
-                environment.file(),
-                usize::try_from(environment.page_size).unwrap()
-            )
-            .unwrap()
-        );
-    }
-
-    #[test]
-    fn many_threads_read_while_one_writes() {
-        let (_directory, path) = path();
-        let environment = Environment::open(&path, SMALL).unwrap();
-        let count = 50_u32;
-        environment
-            .write(|writer| writer.put(b"k", &0_u32.to_be_bytes(), true))
-            .unwrap();
-        std::thread::scope(|scope| {
-            for _ in 0..3 {
-                scope.spawn(|| {
-                    let mut last = 0;
-                    while last < count {
-                        let value = find(&environment, b"k").unwrap();
-                        let now = u32::from_be_bytes(value[..4].try_into().unwrap());
-                        assert!(now >= last && value.len() == 4 + now as usize * 1000);
-                        last = now;
-                    }
-                });
-            }
-            scope.spawn(|| {
-                for number in 1..=count {
-                    let mut value = number.to_be_bytes().to_vec();
-                    value.resize(4 + number as usize * 1000, b'v');
-                    environment
-                        .write(|writer| writer.put(b"k", &value, true))
-                        .unwrap();
-                }
-            });
-        });
-    }
-}
+mod tests;

@@ -58,9 +58,7 @@ pub(crate) fn strip(text: &[u8]) -> Result<&[u8], String> {
     }
     match balanced(text) {
         0 => Err(format!("missing '}}' in \"{}\"", Printable(text))),
-        length if text[length..].iter().all(|&byte| is_space(byte)) => {
-            Ok(trim(&text[1..length - 1]))
-        }
+        length if length == text.len() => Ok(trim(&text[1..length - 1])),
         _ => Err(format!(
             "syntax error after '}}' in \"{}\"",
             Printable(text)
@@ -109,6 +107,10 @@ mod tests {
         assert_eq!(
             strip(b"{x}y").unwrap_err(),
             "syntax error after '}' in \"{x}y\""
+        );
+        assert_eq!(
+            strip(b"{x} ").unwrap_err(),
+            "syntax error after '}' in \"{x} \""
         );
         assert_eq!(strip(b"x").unwrap_err(), "no '{' at start of text in \"x\"");
     }

@@ -45,7 +45,7 @@ impl Default for Context {
             queue_directory: PathBuf::from("/var/spool/postfix"),
             proxymap_service_name: "proxymap".to_owned(),
             proxywrite_service_name: "proxywrite".to_owned(),
-            ipc_timeout: Duration::from_secs(3600),
+            ipc_timeout: Duration::from_hours(1),
             ipc_idle: Duration::from_secs(5),
             ipc_ttl: Duration::from_secs(1000),
         }

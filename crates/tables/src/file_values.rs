@@ -87,7 +87,7 @@ fn encode(bytes: &[u8]) -> Vec<u8> {
 pub fn decode(text: &[u8]) -> Option<Vec<u8>> {
     let mut bytes = Vec::with_capacity(text.len() / 4 * 3);
     let last = text.len().checked_sub(4);
-    if text.len() % 4 != 0 {
+    if !text.len().is_multiple_of(4) {
         return None;
     }
     for (number, group) in text.chunks(4).enumerate() {

@@ -149,12 +149,11 @@ fn comment(text: &[u8], at: &mut usize) -> Vec<u8> {
     text[start..*at].to_vec()
 }
 
-/// Whether a blank stands between two tokens when they are written.
-fn blank_between(token: &Token, next: Option<&Token>) -> bool {
+/// Whether a blank follows a token when it is written; a comma has one even at the end.
+fn blank_after(token: &Token, next: Option<&Token>) -> bool {
     match (token, next) {
-        (_, None) => false,
         (Token::Operator(b','), _) | (_, Some(Token::Operator(b'<'))) => true,
-        (Token::Operator(_), _) | (_, Some(Token::Operator(_))) => false,
+        (Token::Operator(_), _) | (_, Some(Token::Operator(_)) | None) => false,
         _ => true,
     }
 }
@@ -163,7 +162,7 @@ fn write(tokens: &[Token], mut one: impl FnMut(&Token, &mut Vec<u8>)) -> Vec<u8>
     let mut text = Vec::new();
     for (number, token) in tokens.iter().enumerate() {
         one(token, &mut text);
-        if blank_between(token, tokens.get(number + 1)) {
+        if blank_after(token, tokens.get(number + 1)) {
             text.push(b' ');
         }
     }
@@ -175,7 +174,7 @@ fn plain(tokens: &[Token]) -> Vec<u8> {
     write(tokens, |token, text| match token {
         Token::Operator(byte) => text.push(*byte),
         Token::Atom(word) | Token::Quoted(word) | Token::Comment(word) => {
-            text.extend_from_slice(word)
+            text.extend_from_slice(word);
         }
         Token::Literal(word) => {
             text.push(b'[');
@@ -249,6 +248,7 @@ mod tests {
             ("a\\ b: v\\;w", "a b", "\"v;w\""),
             ("a: u@[1.2.3.4]", "a", "u@[1.2.3.4]"),
             ("a: N <u@d>", "a", "N <u@d>"),
+            ("a: b,", "a", "b, "),
         ] {
             assert_eq!(one(text), (key.to_owned(), value.to_owned()), "{text}");
         }

@@ -15,7 +15,6 @@ const LONGEST_BOUNDARY: usize = 2048;
 /// Reads a message from standard input and asks `each` for the parts that the options want.
 pub(super) fn read(
     options: &Options,
-    _buffer: &mut Vec<u8>,
     each: impl FnMut(&[u8]) -> Result<(), Fatal>,
 ) -> Result<(), Fatal> {
     let mut parser = Parser::new(options.headers, options.bodies, options.mime, each);
@@ -54,6 +53,10 @@ struct Boundary {
     default: Content,
 }
 
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "three are options of the command"
+)]
 struct Parser<F> {
     headers: bool,
     bodies: bool,

@@ -27,6 +27,10 @@ pub(super) enum Action {
 
 /// The command line, understood.
 #[derive(Clone, Debug)]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "each is an option of the command"
+)]
 pub(super) struct Options {
     pub action: Action,
     pub flags: Flags,

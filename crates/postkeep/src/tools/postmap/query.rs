@@ -33,8 +33,7 @@ impl Command {
         let result = if key != b"-" {
             tables.ask(key, false)
         } else if self.options.headers || self.options.bodies {
-            let mut input = Vec::new();
-            message::read(&self.options, &mut input, |key| tables.ask(key, true))
+            message::read(&self.options, |key| tables.ask(key, true))
         } else {
             for_each_line(|key| tables.ask(key, true))
         };
@@ -122,23 +121,21 @@ impl Tables<'_> {
         let command = self.command;
         let flags = command.access_flags();
         for (number, operand) in command.options.operands.iter().enumerate() {
-            let table = match &self.open[number] {
-                Some(table) => Arc::clone(table),
-                None => {
-                    let table = command.open(&command.table_name(operand)?, Access::Read)?;
-                    Arc::clone(self.open[number].insert(table))
-                }
+            let table = if let Some(table) = &self.open[number] {
+                Arc::clone(table)
+            } else {
+                let table = command.open(&command.table_name(operand)?, Access::Read)?;
+                Arc::clone(self.open[number].insert(table))
             };
             let name = table.name();
             let mut value = Vec::new();
             let mut outcome = table.lookup(flags, key, &mut value);
             if matches!(outcome, Ok(Found::Done)) && flags.contains(Flags::RHS_IS_FILE) {
-                match decode_file_value(&value) {
-                    Some(content) => value = to_nul(&content).to_vec(),
-                    None => {
-                        warn_base64(name, key, &value);
-                        outcome = Err(LookupError::Config(String::new()));
-                    }
+                if let Some(content) = decode_file_value(&value) {
+                    value = to_nul(&content).to_vec();
+                } else {
+                    warn_base64(name, key, &value);
+                    outcome = Err(LookupError::Config(String::new()));
                 }
             }
             if outcome.map_err(|error| Fatal::of_table(name, "query", &error))? == Found::Absent {

@@ -23,7 +23,7 @@ const TRANSACTION: usize = 24 + 96 + 8;
 ///
 /// # Errors
 /// The file could not be read.
-pub(crate) fn page_size(file: &File) -> io::Result<Option<u64>> {
+pub(super) fn page_size(file: &File) -> io::Result<Option<u64>> {
     let mut bytes = [0; 4];
     file.read_exact_at(&mut bytes, (PAGE_HEADER + 24) as u64)?;
     let size = u32::from_ne_bytes(bytes);
@@ -36,7 +36,7 @@ pub(crate) fn page_size(file: &File) -> io::Result<Option<u64>> {
 ///
 /// # Errors
 /// The file could not be read.
-pub(crate) fn all_inside(file: &File, page_size: usize) -> io::Result<bool> {
+pub(super) fn all_inside(file: &File, page_size: usize) -> io::Result<bool> {
     let pages = file.metadata()?.len() / page_size as u64;
     let mut meta = [vec![0; page_size], vec![0; page_size]];
     for (number, page) in meta.iter_mut().enumerate() {

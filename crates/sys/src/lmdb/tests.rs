@@ -1,0 +1,185 @@
+//! Tests of the parent module.
+
+use super::*;
+
+const SMALL: Options = Options {
+    write: true,
+    map_size: 1,
+};
+
+fn path() -> (tempfile::TempDir, std::path::PathBuf) {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("t.lmdb");
+    (directory, path)
+}
+
+fn find(environment: &Environment, key: &[u8]) -> Option<Vec<u8>> {
+    environment
+        .read(|reader| reader.find(key).unwrap().map(<[u8]>::to_vec))
+        .unwrap()
+}
+
+#[test]
+fn what_is_committed_is_found_by_others() {
+    let (_directory, path) = path();
+    let ours = Environment::open(&path, SMALL).unwrap();
+    let theirs = Environment::open(
+        &path,
+        Options {
+            write: false,
+            ..SMALL
+        },
+    )
+    .unwrap();
+    let value = vec![b'v'; 300_000];
+    assert!(
+        ours.write(|writer| writer.put(b"k", &value, false))
+            .unwrap()
+    );
+    assert!(!ours.write(|writer| writer.put(b"k", b"w", false)).unwrap());
+    assert_eq!(find(&theirs, b"k"), Some(value));
+    assert!(ours.write(|writer| writer.delete(b"k")).unwrap());
+    assert!(!ours.write(|writer| writer.delete(b"k")).unwrap());
+    assert_eq!(find(&theirs, b"k"), None);
+}
+
+#[test]
+fn a_transaction_that_fails_changes_nothing() {
+    let (_directory, path) = path();
+    let environment = Environment::open(&path, SMALL).unwrap();
+    environment
+        .write(|writer| writer.put(b"a", b"1", true))
+        .unwrap();
+    let error = environment
+        .write(|writer| {
+            writer.clear()?;
+            writer.put(&[b'k'; 512], b"v", true)
+        })
+        .unwrap_err();
+    assert_eq!(error, Error::BAD_KEY_SIZE);
+    assert_eq!(find(&environment, b"a").as_deref(), Some(&b"1"[..]));
+    assert_eq!(find(&environment, &[b'k'; 512]), None);
+    assert_eq!(find(&environment, b""), None);
+}
+
+#[test]
+fn entries_come_in_order_and_the_walk_survives_deletions() {
+    let (_directory, path) = path();
+    let environment = Environment::open(&path, SMALL).unwrap();
+    let after = |key: Option<&[u8]>| {
+        environment
+            .read(|reader| reader.after(key).unwrap().map(|(key, _)| key.to_vec()))
+            .unwrap()
+    };
+    assert_eq!(after(None), None);
+    environment
+        .write(|writer| {
+            for key in [b"b", b"c", b"a"] {
+                writer.put(key, b"v", true)?;
+            }
+            Ok(())
+        })
+        .unwrap();
+    assert_eq!(after(None).unwrap(), b"a");
+    assert_eq!(after(Some(b"a")).unwrap(), b"b");
+    assert_eq!(after(Some(b"aa")).unwrap(), b"b");
+    assert_eq!(after(Some(b"c")), None);
+}
+
+#[test]
+fn a_shortened_file_is_an_error_not_a_signal() {
+    let (_directory, path) = path();
+    let environment = Environment::open(&path, SMALL).unwrap();
+    environment
+        .write(|writer| writer.put(b"k", &vec![b'v'; 50_000], true))
+        .unwrap();
+    let length = environment.file().metadata().unwrap().len();
+    for shorter in [length - 4096, 8192, 4096, 0] {
+        OpenOptions::new()
+            .write(true)
+            .open(&path)
+            .unwrap()
+            .set_len(shorter)
+            .unwrap();
+        let error = environment.read(|_| ()).unwrap_err();
+        assert!(error.is_damage(), "{shorter}: {error}");
+        assert!(
+            environment
+                .write(|writer| writer.put(b"k", b"v", true))
+                .is_err()
+        );
+        assert!(
+            Environment::open(
+                &path,
+                Options {
+                    write: false,
+                    ..SMALL
+                }
+            )
+            .is_err()
+        );
+    }
+}
+
+#[test]
+fn pages_given_back_at_the_end_do_not_make_a_file_damaged() {
+    let (_directory, path) = path();
+    let environment = Environment::open(&path, SMALL).unwrap();
+    environment
+        .write(|writer| writer.put(b"a", b"1", true))
+        .unwrap();
+    environment
+        .write(|writer| {
+            for number in 0..400_u32 {
+                writer.put(&number.to_be_bytes(), &[b'v'; 100], true)?;
+            }
+            writer.put(b"big", &vec![b'v'; 50_000], true)?;
+            writer.delete(b"big")?;
+            for number in 0..400_u32 {
+                writer.delete(&number.to_be_bytes())?;
+            }
+            Ok(())
+        })
+        .unwrap();
+    assert_eq!(find(&environment, b"a").as_deref(), Some(&b"1"[..]));
+    // The walk itself agrees, whether or not the file came out short.
+    assert!(
+        pages::all_inside(
+            environment.file(),
+            usize::try_from(environment.page_size).unwrap()
+        )
+        .unwrap()
+    );
+}
+
+#[test]
+fn many_threads_read_while_one_writes() {
+    let (_directory, path) = path();
+    let environment = Environment::open(&path, SMALL).unwrap();
+    let count = 50_u32;
+    environment
+        .write(|writer| writer.put(b"k", &0_u32.to_be_bytes(), true))
+        .unwrap();
+    std::thread::scope(|scope| {
+        for _ in 0..3 {
+            scope.spawn(|| {
+                let mut last = 0;
+                while last < count {
+                    let value = find(&environment, b"k").unwrap();
+                    let now = u32::from_be_bytes(value[..4].try_into().unwrap());
+                    assert!(now >= last && value.len() == 4 + now as usize * 1000);
+                    last = now;
+                }
+            });
+        }
+        scope.spawn(|| {
+            for number in 1..=count {
+                let mut value = number.to_be_bytes().to_vec();
+                value.resize(4 + number as usize * 1000, b'v');
+                environment
+                    .write(|writer| writer.put(b"k", &value, true))
+                    .unwrap();
+            }
+        });
+    });
+}

@@ -1,0 +1,220 @@
+//! Tests of the parent module.
+
+use postkeep_table::Opener as _;
+
+use super::*;
+use crate::{Context, Registry};
+
+const FOLD: Flags = Flags::FOLD_FIX;
+
+struct Place {
+    _directory: tempfile::TempDir,
+    name: TableName,
+    file: PathBuf,
+    registry: Registry,
+}
+
+fn place(caller: Caller) -> Place {
+    let directory = tempfile::tempdir().unwrap();
+    let source = directory.path().join("t");
+    let name = TableName::parse(&[b"lmdb:", source.as_os_str().as_bytes()].concat()).unwrap();
+    let context = Context {
+        caller,
+        lmdb_map_size: 10_240,
+        ..Context::default()
+    };
+    Place {
+        file: directory.path().join("t.lmdb"),
+        _directory: directory,
+        name,
+        registry: Registry::new(context),
+    }
+}
+
+impl Place {
+    fn open(&self, access: Access, flags: Flags) -> Arc<dyn Table> {
+        self.registry.open(&self.name, access, flags).unwrap()
+    }
+
+    fn create(&self, flags: Flags, entries: &[(&str, &str)]) {
+        let mut builder = self
+            .registry
+            .build(&self.name, BuildMode::Create, flags)
+            .unwrap();
+        for (key, value) in entries {
+            builder
+                .add(flags, key.as_bytes(), value.as_bytes())
+                .unwrap();
+        }
+        builder.finish().unwrap();
+    }
+}
+
+fn answer(table: &Arc<dyn Table>, key: &str) -> Option<String> {
+    let mut value = Vec::new();
+    let outcome = table.lookup(FOLD, key.as_bytes(), &mut value).unwrap();
+    (outcome == Outcome::Done).then(|| String::from_utf8(value).unwrap())
+}
+
+fn list(table: &Arc<dyn Table>) -> Vec<String> {
+    let mut cursor = Cursor::default();
+    let mut step = Step::First;
+    std::iter::from_fn(|| {
+        let (mut key, mut value) = (Vec::new(), b"=".to_vec());
+        let outcome = table
+            .sequence(Flags::empty(), step, &mut cursor, &mut key, &mut value)
+            .unwrap();
+        step = Step::Next;
+        (outcome == Outcome::Done).then(|| String::from_utf8([key, value].concat()).unwrap())
+    })
+    .collect()
+}
+
+#[test]
+fn creating_replaces_everything_and_open_tables_see_it() {
+    let place = place(Caller::Daemon);
+    place.create(FOLD, &[("B", "2"), ("a", "1")]);
+    let table = place.open(Access::Read, Flags::empty());
+    assert_eq!(list(&table), ["a=1", "b=2"]);
+    place.create(FOLD, &[("c", "3")]);
+    assert_eq!(list(&table), ["c=3"]);
+    assert_eq!(answer(&table, "C").as_deref(), Some("3"));
+    assert_eq!(answer(&table, "a"), None);
+}
+
+#[test]
+fn a_build_that_is_given_up_leaves_the_old_entries() {
+    let place = place(Caller::Daemon);
+    place.create(FOLD, &[("a", "1")]);
+    let mut builder = place
+        .registry
+        .build(&place.name, BuildMode::Create, FOLD)
+        .unwrap();
+    builder.add(FOLD, b"b", b"2").unwrap();
+    let error = builder
+        .add(FOLD, &[b'k'; 511], b"v")
+        .unwrap_err()
+        .to_string();
+    assert!(
+        error.starts_with("error updating lmdb:") && error.contains(": MDB_BAD_VALSIZE: "),
+        "{error}"
+    );
+    drop(builder);
+    assert_eq!(list(&place.open(Access::Read, Flags::empty())), ["a=1"]);
+}
+
+#[test]
+fn both_forms_of_a_key_are_found_and_each_can_be_asked_for_alone() {
+    let place = place(Caller::Daemon);
+    place.create(Flags::TRY0NULL, &[("plain", "1")]);
+    let table = place.open(Access::ReadWrite, Flags::empty());
+    assert_eq!(
+        table.update(Flags::TRY1NULL, b"nul", b"2").unwrap(),
+        Outcome::Done
+    );
+    assert_eq!(answer(&table, "plain").as_deref(), Some("1"));
+    assert_eq!(answer(&table, "nul").as_deref(), Some("2"));
+    assert_eq!(answer(&table, "plain").as_deref(), Some("1"));
+    let only = place.open(Access::Read, Flags::TRY1NULL);
+    assert_eq!(answer(&only, "plain"), None);
+    assert_eq!(
+        table.delete(Flags::empty(), b"plain").unwrap(),
+        Outcome::Done
+    );
+    assert_eq!(table.delete(Flags::empty(), b"nul").unwrap(), Outcome::Done);
+    assert_eq!(
+        table.delete(Flags::empty(), b"nul").unwrap(),
+        Outcome::Absent
+    );
+}
+
+#[test]
+fn an_empty_key_is_a_fault_in_a_command_until_something_was_found() {
+    let place = place(Caller::Command);
+    place.create(FOLD, &[("a", "1")]);
+    let table = place.open(Access::Read, Flags::empty());
+    let error = table
+        .lookup(FOLD, b"", &mut Vec::new())
+        .unwrap_err()
+        .to_string();
+    assert!(error.ends_with(
+        ": MDB_BAD_VALSIZE: Unsupported size of key/DB name/data, or wrong DUPFIXED size"
+    ));
+    answer(&table, "a").unwrap();
+    assert_eq!(answer(&table, ""), None);
+}
+
+#[test]
+fn records_of_any_size_fit_and_readers_follow() {
+    let place = place(Caller::Daemon);
+    place.create(FOLD, &[]);
+    let reader = place.open(Access::Read, Flags::empty());
+    let writer = place.open(Access::ReadWrite, Flags::empty());
+    let value = "v".repeat(1_000_000);
+    writer
+        .update(Flags::DUP_REPLACE, b"k", value.as_bytes())
+        .unwrap();
+    assert_eq!(answer(&reader, "k"), Some(value));
+    let long = "k".repeat(510);
+    writer
+        .update(Flags::DUP_REPLACE, long.as_bytes(), b"v")
+        .unwrap();
+    assert_eq!(answer(&reader, &long).as_deref(), Some("v"));
+    let error = writer
+        .update(Flags::DUP_REPLACE, &[b'k'; 511], b"v")
+        .unwrap_err();
+    assert!(matches!(error, LookupError::Config(_)));
+    assert_eq!(answer(&reader, &"k".repeat(600)), None);
+    assert_eq!(answer(&reader, ""), None);
+}
+
+#[test]
+fn a_damaged_file_asks_for_another_try_and_is_opened_again() {
+    let place = place(Caller::Daemon);
+    place.create(FOLD, &[("k", &"v".repeat(50_000))]);
+    let table = place.open(Access::Read, Flags::empty());
+    let whole = std::fs::read(&place.file).unwrap();
+    std::fs::OpenOptions::new()
+        .write(true)
+        .open(&place.file)
+        .unwrap()
+        .set_len(8192)
+        .unwrap();
+    let mut value = Vec::new();
+    assert!(table.try_lookup(FOLD, b"k", &mut value).is_none());
+    assert!(matches!(
+        table.lookup(FOLD, b"k", &mut value),
+        Err(LookupError::Retry(_))
+    ));
+    assert!(value.is_empty());
+    std::fs::remove_file(&place.file).unwrap();
+    std::fs::write(&place.file, whole).unwrap();
+    assert_eq!(answer(&table, "k").map(|value| value.len()), Some(50_000));
+    assert!(table.try_lookup(FOLD, b"k", &mut value).is_some());
+}
+
+#[test]
+fn what_cannot_be_opened_has_the_reference_s_reason() {
+    let place = place(Caller::Daemon);
+    let reason = || {
+        let error = place
+            .registry
+            .open(&place.name, Access::Read, Flags::empty())
+            .err()
+            .unwrap();
+        error
+            .to_string()
+            .rsplit_once("t.lmdb: ")
+            .unwrap()
+            .1
+            .to_owned()
+    };
+    assert_eq!(reason(), "No such file or directory");
+    std::fs::write(&place.file, b"").unwrap();
+    assert_eq!(reason(), "Bad file descriptor");
+    std::fs::write(&place.file, b"plain text, not a database\n").unwrap();
+    assert_eq!(reason(), "MDB_INVALID: File is not an LMDB file");
+    std::fs::remove_file(&place.file).unwrap();
+    std::fs::create_dir(&place.file).unwrap();
+    assert_eq!(reason(), "Is a directory");
+}

@@ -1,0 +1,598 @@
+//! The installed postmap and postalias against ours: random sources, keys and options; what one of them made is read
+//! by the other.
+//!
+//! Left out is what ours does differently on purpose: tables in which keys with and without a trailing NUL are mixed.
+#![allow(
+    clippy::unwrap_used,
+    reason = "a test may stop where it finds something wrong"
+)]
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::io::Write as _;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant, SystemTime};
+
+use postkeep_sys::lock::LockedFile;
+use postkeep_testkit::{Scratch, postkeep_binary, real_postfix};
+
+/// How many random rounds each test makes.
+const ROUNDS: u64 = 12;
+
+/// Where the two programs of one name are.
+struct Sides {
+    _scratch: Scratch,
+    root: PathBuf,
+    real: PathBuf,
+    ours: PathBuf,
+}
+
+/// What a command came to.
+#[derive(Debug, PartialEq, Eq)]
+struct Outcome {
+    exit: Option<i32>,
+    stdout: Vec<u8>,
+    stderr: String,
+}
+
+impl Sides {
+    fn new() -> Option<Self> {
+        let (real, ours) = (real_postfix()?, postkeep_binary()?);
+        let scratch = Scratch::new("postmap").unwrap();
+        let root = scratch.path().to_path_buf();
+        let links = root.join("ours");
+        fs::create_dir(&links).unwrap();
+        for name in ["postmap", "postalias"] {
+            symlink(&ours, links.join(name)).unwrap();
+        }
+        let config = root.join("cfg");
+        fs::create_dir(&config).unwrap();
+        let place = root.display();
+        let text = format!(
+            "compatibility_level = 3.6\nqueue_directory = {place}\ndata_directory = {place}\n\
+             myhostname = h.example\nmydomain = example\nmaillog_file =\n"
+        );
+        write_old(&config.join("main.cf"), text.as_bytes());
+        Some(Self {
+            _scratch: scratch,
+            root,
+            real: real.command_directory,
+            ours: links,
+        })
+    }
+
+    fn directory(&self, name: &str) -> PathBuf {
+        let path = self.root.join(name);
+        let _ = fs::remove_dir_all(&path);
+        fs::create_dir(&path).unwrap();
+        path
+    }
+
+    fn run(&self, programs: &Path, directory: &Path, words: &[&str], input: &[u8]) -> Outcome {
+        let mut child = Command::new(programs.join(words[0]))
+            .args(&words[1..])
+            .current_dir(directory)
+            .env_clear()
+            .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
+            .env("MAIL_CONFIG", self.root.join("cfg"))
+            .env("variable", "value")
+            .env("Capital", "letter")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        // A program that does not want its input closes it.
+        let _ = child.stdin.take().unwrap().write_all(input);
+        let output = child.wait_with_output().unwrap();
+        Outcome {
+            exit: output.status.code(),
+            stdout: output.stdout,
+            stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
+        }
+    }
+
+    /// Runs the same in two directories that were prepared the same way.
+    fn compare(
+        &self,
+        places: [&Path; 2],
+        words: &[&str],
+        input: &[u8],
+        unordered: bool,
+        note: &str,
+    ) {
+        let mut real = self.run(&self.real, places[0], words, input);
+        let mut ours = self.run(&self.ours, places[1], words, input);
+        if unordered {
+            for outcome in [&mut real, &mut ours] {
+                let lines: BTreeSet<_> = outcome
+                    .stdout
+                    .split(|&byte| byte == b'\n')
+                    .map(<[u8]>::to_vec)
+                    .collect();
+                outcome.stdout = lines.into_iter().collect::<Vec<_>>().join(&b'\n');
+                let mut warnings: Vec<_> = outcome.stderr.lines().collect();
+                warnings.sort_unstable();
+                outcome.stderr = warnings.join("\n");
+            }
+        }
+        assert!(
+            real == ours,
+            "{note}: {words:?} with input \"{}\"\nreal: {} {:?}\n{}\nours: {} {:?}\n{}",
+            input.escape_ascii(),
+            real.stdout.escape_ascii(),
+            real.exit,
+            real.stderr,
+            ours.stdout.escape_ascii(),
+            ours.exit,
+            ours.stderr
+        );
+    }
+}
+
+fn write_old(path: &Path, text: &[u8]) {
+    let mut file = fs::File::create(path).unwrap();
+    file.write_all(text).unwrap();
+    file.set_modified(SystemTime::now() - Duration::from_secs(50_000))
+        .unwrap();
+}
+
+/// Pseudo-random numbers that are the same each time.
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, limit: usize) -> usize {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        usize::try_from(self.0 % limit as u64).unwrap()
+    }
+
+    fn pick<'a, T: ?Sized>(&mut self, from: &[&'a T]) -> &'a T {
+        from[self.below(from.len())]
+    }
+
+    fn join(&mut self, pieces: &[&[u8]], count: usize) -> Vec<u8> {
+        (0..count)
+            .flat_map(|_| self.pick(pieces).to_vec())
+            .collect()
+    }
+
+    fn key(&mut self) -> Vec<u8> {
+        let pieces: [&[u8]; 16] = [
+            b"a",
+            b"B",
+            b"c@d",
+            b"E.f",
+            b"\xc3\xa9",
+            b"\xc3\x89",
+            b"\xc3\x9f",
+            b"\xe1\xba\x9e",
+            b"\"",
+            b"\\",
+            b"\"g h\"",
+            b":",
+            b"#",
+            b"\xff",
+            b"=",
+            b"\xce\xa3",
+        ];
+        let count = 1 + self.below(3);
+        self.join(&pieces, count)
+    }
+
+    fn source(&mut self) -> Vec<u8> {
+        let values: [&[u8]; 9] = [
+            b"v",
+            b" w",
+            b"\tX",
+            b"\xc3\xa9",
+            b"\xff",
+            b"# no",
+            b"\"",
+            b"\\",
+            b"  ",
+        ];
+        let ends: [&[u8]; 7] = [
+            b"\n",
+            b"\n",
+            b"\n",
+            b" \r\n",
+            b"\n# comment\n",
+            b"\n  more\n",
+            b"\0 rest\n",
+        ];
+        let mut text = Vec::new();
+        for _ in 0..self.below(25) {
+            let gaps: [&[u8]; 6] = [b" ", b"\t", b"  ", b"\x0b", b"", b" \n\t"];
+            text.extend(self.key());
+            text.extend_from_slice(self.pick(&gaps));
+            let count = self.below(4);
+            text.extend(self.join(&values, count));
+            text.extend_from_slice(self.pick(&ends));
+        }
+        if self.below(3) == 0 {
+            text.pop();
+        }
+        text
+    }
+
+    /// Lines to ask for, some of which are in the source.
+    fn keys(&mut self, source: &[u8]) -> Vec<u8> {
+        let mut lines = Vec::new();
+        for line in source.split(|&byte| byte == b'\n') {
+            let key = line
+                .split(u8::is_ascii_whitespace)
+                .next()
+                .unwrap_or_default();
+            // The reference takes an empty key for a fault in an LMDB table, which is tried elsewhere.
+            if !key.is_empty() && self.below(4) > 0 {
+                lines.extend_from_slice(key);
+                lines.push(b'\n');
+            }
+            if self.below(4) == 0 {
+                lines.extend(self.key());
+                lines.push(b'\n');
+            }
+        }
+        lines
+    }
+}
+
+const OPTIONS: [&str; 12] = [
+    "", "", "", "-f", "-u", "-w", "-r", "-N", "-n", "-nf", "-uf", "-Nr",
+];
+
+/// Options that matter when a table is read, of those it was made with.
+fn reading(options: &str) -> String {
+    let kept: String = options
+        .chars()
+        .filter(|letter| "-fuNn".contains(*letter))
+        .collect();
+    if kept == "-" { String::new() } else { kept }
+}
+
+fn words<'a>(command: &'a str, options: &'a str, rest: &[&'a str]) -> Vec<&'a str> {
+    let mut words = vec![command];
+    if !options.is_empty() {
+        words.push(options);
+    }
+    words.extend_from_slice(rest);
+    words
+}
+
+#[test]
+fn lmdb_tables_are_the_same_and_read_by_either() {
+    let Some(sides) = Sides::new() else { return };
+    for seed in 1..=ROUNDS {
+        let mut random = Random(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15));
+        let source = random.source();
+        let options = random.pick(&OPTIONS);
+        let reading = reading(options);
+        let note = format!("seed {seed}, source \"{}\"", source.escape_ascii());
+        let places = [sides.directory("real"), sides.directory("mine")];
+        for place in &places {
+            write_old(&place.join("t"), &source);
+        }
+        let [real, mine] = &places;
+        let both =
+            |words: &[&str], input: &[u8]| sides.compare([real, mine], words, input, false, &note);
+        let crossed =
+            |words: &[&str], input: &[u8]| sides.compare([mine, real], words, input, false, &note);
+
+        both(&words("postmap", options, &["lmdb:t"]), b"");
+        let keys = random.keys(&source);
+        for check in 0..2 {
+            let ask = words("postmap", &reading, &["-q", "-", "lmdb:t"]);
+            let list = words("postmap", &reading, &["-s", "lmdb:t"]);
+            both(&ask, &keys);
+            both(&list, b"");
+            crossed(&ask, &keys);
+            crossed(&list, b"");
+            if check == 0 {
+                let more = random.source();
+                both(&words("postmap", options, &["-i", "lmdb:t"]), &more);
+                let gone = random.keys(&source);
+                both(&words("postmap", &reading, &["-d", "-", "lmdb:t"]), &gone);
+                // Each goes on with the other's file.
+                crossed(
+                    &words("postmap", options, &["-i", "lmdb:t"]),
+                    &random.source(),
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn texthash_reads_the_same_entries_with_the_same_warnings() {
+    let Some(sides) = Sides::new() else { return };
+    for seed in 1..=ROUNDS {
+        let mut random = Random(seed.wrapping_mul(0xD134_2543_DE82_EF95));
+        let source = random.source();
+        let options = reading(random.pick(&OPTIONS));
+        let place = sides.directory("both");
+        write_old(&place.join("t"), &source);
+        let note = format!("seed {seed}, source \"{}\"", source.escape_ascii());
+        let keys = random.keys(&source);
+        sides.compare(
+            [&place, &place],
+            &words("postmap", &options, &["-q", "-", "texthash:t"]),
+            &keys,
+            false,
+            &note,
+        );
+        sides.compare(
+            [&place, &place],
+            &words("postmap", &options, &["-s", "texthash:t"]),
+            b"",
+            true,
+            &note,
+        );
+    }
+}
+
+#[test]
+fn names_that_carry_data_are_understood_the_same_way() {
+    let Some(sides) = Sides::new() else { return };
+    let place = sides.directory("both");
+    let mut random = Random(77);
+    let pieces = [
+        "a",
+        "B",
+        "=",
+        "=",
+        "{",
+        "}",
+        ",",
+        " ",
+        "\"",
+        "\\",
+        "é",
+        "{ c = d }",
+        ":",
+        "x=y",
+    ];
+    let mut names = vec!["static:{ a }".to_owned(), "inline:{é=É}".to_owned()];
+    for _ in 0..ROUNDS {
+        let count = 1 + random.below(6);
+        let text: String = (0..count).map(|_| random.pick(&pieces)).collect();
+        names.push(format!("inline:{{{text}}}"));
+        names.push(format!("static:{}{text}", random.pick(&["", "{"])));
+    }
+    // Each fatal error costs both programs a second, spent asleep.
+    std::thread::scope(|scope| {
+        for name in &names {
+            let (sides, place) = (&sides, &place);
+            scope.spawn(move || {
+                let keys = "a\nA\nab\nc\nx\n\"a\n\né\nÉ\n";
+                sides.compare(
+                    [place, place],
+                    &["postmap", "-q", "-", name],
+                    keys.as_bytes(),
+                    false,
+                    name,
+                );
+                sides.compare([place, place], &["postmap", "-s", name], b"", true, name);
+            });
+        }
+    });
+}
+
+#[test]
+fn environment_users_groups_and_faults() {
+    let Some(sides) = Sides::new() else { return };
+    let place = sides.directory("both");
+    write_old(&place.join("t"), b"k v\n");
+    write_old(&place.join("bad.lmdb"), b"something else");
+    fs::create_dir(place.join("d.lmdb")).unwrap();
+    fs::create_dir(place.join("d")).unwrap();
+    let cases: &[&[&str]] = &[
+        &["-q", "variable", "environ:x"],
+        &["-q", "Capital", "environ:x"],
+        &["-f", "-q", "Capital", "environ:x"],
+        &["-q", "LANG", "environ:x"],
+        &["-f", "-q", "LANG", "environ:x"],
+        &["-q", "root", "unix:passwd.byname"],
+        &["-q", "nobody", "unix:passwd.byname"],
+        &["-q", "ROOT", "unix:group.byname"],
+        &["-q", "mail", "unix:group.byname"],
+        &["-q", "", "unix:passwd.byname"],
+        &["-q", "x", "unix:other"],
+        &["-d", "x", "unix:other"],
+        &["-q", "x", "bogus:y"],
+        &["-s", "bogus:y"],
+        &["-d", "x", "bogus:y"],
+        &["bogus:t"],
+        &["-i", "bogus:t"],
+        &["bogus:missing"],
+        &["-q", "x", ":y"],
+        &["-q", "x", "y:"],
+        &["static:t"],
+        &["texthash:t"],
+        &["-i", "internal:x"],
+        &["lmdb:missing"],
+        &["-q", "x", "lmdb:bad"],
+        &["-q", "x", "lmdb:d"],
+        &["-d", "x", "lmdb:bad"],
+        &["-q", "x", "texthash:missing"],
+        &["-q", "x", "texthash:d"],
+        &["-d", "x", "texthash:t"],
+        &["-d", "x", "inline:{x=y}"],
+        &["-d", "x", "static:t"],
+        &["-d", "x", "environ:t"],
+        &["-q", "x", "fail:t", "static:y"],
+        &["-q", "x", "inline:{y=z}", "static:y"],
+        &["-q", "x", "-d", "y", "static:z"],
+        &["-q"],
+        &["-sq", "x", "static:t"],
+        &["-m", "-q", "x", "static:t"],
+        &["-s"],
+        &["-N"],
+        &["proxy:static:t"],
+        &["-s", "proxy:static:t"],
+        &["-F", "-q", "x", "static:missing"],
+        &["-F", "-q", "x", "static:t t"],
+        &["-F", "-q", "x", "inline:{x=t}"],
+        &["-F", "-q", "k", "texthash:t"],
+    ];
+    let next = std::sync::Mutex::new(cases.iter());
+    std::thread::scope(|scope| {
+        for _ in 0..12 {
+            scope.spawn(|| {
+                loop {
+                    let Some(case) = next.lock().unwrap().next() else {
+                        return;
+                    };
+                    sides.compare(
+                        [&place, &place],
+                        &words("postmap", "", case),
+                        b"",
+                        false,
+                        "",
+                    );
+                }
+            });
+        }
+    });
+}
+
+#[test]
+fn messages_give_the_same_keys() {
+    let Some(sides) = Sides::new() else { return };
+    let place = sides.directory("both");
+    let part = "--q\nContent-Type: text/plain\nX: 1\n\ntext\n";
+    let attached = "--q\nContent-Type: message/rfc822\n\nS: inner\n folded\n\ninner body\n";
+    let messages = [
+        "A: b\n c\nD : e\n\nbody\n\nlast".to_owned(),
+        "From x\nA: b\n".to_owned(),
+        "A: b\nno header\nC: d\n".to_owned(),
+        String::new(),
+        "\n\nbody\n".to_owned(),
+        format!(
+            "Content-Type: multipart/mixed; boundary=\"q\"\n\npre\n{part}{attached}--q--\npost\n"
+        ),
+        format!(
+            "Content-Type: multipart/digest; boundary=q\n\n{part}--q\n\nS: digest\n\nb\n{attached}"
+        ),
+        format!(
+            "Content-Type: Multipart/x ; c=d (note); Boundary = \"\\q\"\n\n{part}--q-- x\nA: b\n"
+        ),
+    ];
+    for message in &messages {
+        for options in ["-h", "-b", "-hb", "-hm", "-bm", "-hbm", "-hU", "-m"] {
+            let words = ["postmap", options, "-q", "-", "static:x"];
+            sides.compare([&place, &place], &words, message.as_bytes(), false, message);
+        }
+    }
+}
+
+#[test]
+fn aliases_are_taken_apart_the_same_way() {
+    let Some(sides) = Sides::new() else { return };
+    let mut random = Random(5);
+    let pieces: [&[u8]; 22] = [
+        b"a",
+        b"B",
+        b" ",
+        b" ",
+        b":",
+        b": ",
+        b",",
+        b", ",
+        b"\"c d\"",
+        b"\"",
+        b"(note)",
+        b"(",
+        b"\\",
+        b"@",
+        b"%",
+        b"|",
+        b"<",
+        b"[1.2]",
+        b"\n",
+        b"\n",
+        b"\xc3\xa9",
+        b"x: y\n",
+    ];
+    for round in 0..ROUNDS {
+        let count = 5 + random.below(60);
+        let source = random.join(&pieces, count);
+        let note = format!("round {round}, source \"{}\"", source.escape_ascii());
+        let places = [sides.directory("real"), sides.directory("mine")];
+        for place in &places {
+            write_old(&place.join("t"), &source);
+        }
+        let [real, mine] = &places;
+        sides.compare([real, mine], &["postalias", "lmdb:t"], b"", false, &note);
+        // The time of making is in the table.
+        let list = |place: &Path, programs: &Path| {
+            let outcome = sides.run(programs, place, &["postalias", "-s", "lmdb:t"], b"");
+            assert_eq!(outcome.exit, Some(0), "{note}");
+            outcome
+                .stdout
+                .split(|&byte| byte == b'\n')
+                .filter(|line| !line.starts_with(b"YP_LAST_MODIFIED"))
+                .map(|line| line.escape_ascii().to_string())
+                .collect::<Vec<_>>()
+        };
+        let wanted = list(real, &sides.real);
+        assert_eq!(wanted, list(mine, &sides.ours), "{note}");
+        assert_eq!(wanted, list(mine, &sides.real), "{note}");
+        assert_eq!(wanted, list(real, &sides.ours), "{note}");
+    }
+}
+
+/// The reference's locks and ours see each other.
+#[test]
+fn either_waits_for_the_other_s_lock() {
+    let Some(sides) = Sides::new() else { return };
+    let place = sides.directory("both");
+    write_old(&place.join("t"), b"k v\n");
+    assert_eq!(
+        sides
+            .run(&sides.ours, &place, &["postmap", "lmdb:t"], b"")
+            .exit,
+        Some(0)
+    );
+    let open = || {
+        let file = fs::OpenOptions::new()
+            .read(true)
+            .write(true)
+            .open(place.join("t.lmdb"))
+            .unwrap();
+        LockedFile::new(file)
+    };
+    let cases: [(&[&str], bool); 3] = [
+        (&["postmap", "-q", "k", "lmdb:t"], false),
+        (&["postmap", "-d", "none", "lmdb:t"], true),
+        (&["postmap", "lmdb:t"], true),
+    ];
+    for programs in [&sides.real, &sides.ours] {
+        for (words, writes) in cases {
+            for exclusive in [false, true] {
+                let locked = open();
+                let shared = (!exclusive).then(|| locked.read().unwrap());
+                let alone = exclusive.then(|| locked.write().unwrap());
+                let start = Instant::now();
+                std::thread::scope(|scope| {
+                    let finished = scope.spawn(|| {
+                        sides.run(programs, &place, words, b"");
+                        start.elapsed()
+                    });
+                    let held = Duration::from_millis(400);
+                    std::thread::sleep(held);
+                    drop((shared, alone));
+                    let waited = finished.join().unwrap() >= held;
+                    assert_eq!(
+                        waited,
+                        exclusive || writes,
+                        "{programs:?} {words:?} exclusive {exclusive}"
+                    );
+                });
+            }
+        }
+    }
+}
