@@ -114,7 +114,7 @@ mod tests {
         inbox.receive(b"\0", []);
         match handover.advance(&mut inbox, now) {
             Progress::Complete(_, attributes) => {
-                assert_eq!(attributes, [(b"a".to_vec(), b"b".to_vec())])
+                assert_eq!(attributes, [(b"a".to_vec(), b"b".to_vec())]);
             }
             other => panic!("{other:?}"),
         }

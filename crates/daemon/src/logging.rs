@@ -18,7 +18,7 @@ mod record;
 pub use record::{Facility, Severity};
 
 use std::cell::Cell;
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsStr;
 use std::fmt;
 use std::io::Write;
 use std::panic::{AssertUnwindSafe, PanicHookInfo, catch_unwind};
@@ -239,29 +239,25 @@ pub fn configure(settings: &Settings) {
             None => environment::remove(OsStr::new(name)),
         };
     };
-    let channel = match &settings.postlog {
-        Some(postlog) => {
-            let relative = Path::new("public").join(&postlog.service);
-            let path = postlog.queue_directory.join(&relative);
-            export(POSTLOG_SERVICE, Some(path.as_os_str()));
-            export(POSTLOG_HOSTNAME, Some(&OsString::from(&postlog.host)));
+    let channel = if let Some(postlog) = &settings.postlog {
+        let relative = Path::new("public").join(&postlog.service);
+        let path = postlog.queue_directory.join(&relative);
+        export(POSTLOG_SERVICE, Some(path.as_os_str()));
+        export(POSTLOG_HOSTNAME, Some(OsStr::new(&postlog.host)));
+        Channel::Postlog {
             // The second one is for reconnecting from inside the jail.
-            let link = Link::open(vec![path, relative]);
-            Channel::Postlog {
-                link,
-                host: first_label(&postlog.host),
-            }
+            link: Link::open(vec![path, relative]),
+            host: first_label(&postlog.host),
         }
-        None => {
-            export(POSTLOG_SERVICE, None);
-            export(POSTLOG_HOSTNAME, None);
-            Channel::Syslog {
-                link: Link::open(vec![PathBuf::from(link::DEV_LOG)]),
-                facility: settings.facility,
-            }
+    } else {
+        export(POSTLOG_SERVICE, None);
+        export(POSTLOG_HOSTNAME, None);
+        Channel::Syslog {
+            link: Link::open(vec![PathBuf::from(link::DEV_LOG)]),
+            facility: settings.facility,
         }
     };
-    export(LOGTAG, Some(&OsString::from(&settings.syslog_name)));
+    export(LOGTAG, Some(OsStr::new(&settings.syslog_name)));
     let mut state = logger.state.write().unwrap_or_else(PoisonError::into_inner);
     state.ident = format!("{}/{}", settings.syslog_name, state.process);
     state.channel = channel;

@@ -95,7 +95,7 @@ fn converse<S: Service>(
             Next::Read { until } => read(input, &mut inbox, until),
             // Whoever speaks first does not matter here: the request has been read, or has ended.
             Next::Listen { until } => {
-                std::thread::sleep(until.saturating_duration_since(Instant::now()))
+                std::thread::sleep(until.saturating_duration_since(Instant::now()));
             }
         }
     }

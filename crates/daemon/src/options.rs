@@ -1,7 +1,7 @@
 //! The options that master(8) gives its daemons, in their order.
 
 use std::ffi::{OsStr, OsString};
-use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::ffi::OsStrExt;
 
 /// Letters; a colon follows those that take an argument.
 const OPTIONS: &[u8] = b"cdDi:lm:n:o:s:St:uvVz";
@@ -50,13 +50,11 @@ pub(crate) fn parse(words: &[OsString]) -> CommandLine {
                     } else {
                         Some(OsStr::from_bytes(rest).to_owned())
                     };
-                    match argument {
-                        Some(argument) => line.options.push(Given::Known(*letter, argument)),
-                        None => {
-                            line.options.push(Given::Invalid(*letter));
-                            return line;
-                        }
-                    }
+                    let Some(argument) = argument else {
+                        line.options.push(Given::Invalid(*letter));
+                        return line;
+                    };
+                    line.options.push(Given::Known(*letter, argument));
                     letters = &[];
                 }
             }
@@ -80,12 +78,7 @@ pub(crate) fn socket_count(text: &OsStr) -> Option<usize> {
     let text = text.strip_prefix(b"+").unwrap_or(text);
     let digits = text.iter().take_while(|byte| byte.is_ascii_digit()).count();
     let count = std::str::from_utf8(&text[..digits]).ok()?.parse().ok()?;
-    (count > 0 && count <= i32::MAX as usize).then_some(count)
-}
-
-/// The bytes of an argument.
-pub(crate) fn bytes(text: OsString) -> Vec<u8> {
-    text.into_vec()
+    (count > 0 && i32::try_from(count).is_ok()).then_some(count)
 }
 
 #[cfg(test)]

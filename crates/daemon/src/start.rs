@@ -38,6 +38,10 @@ static VERSION_STAMP: &str = concat!("mail_version=postkeep-", env!("CARGO_PKG_V
 
 /// What the options said, apart from parameters.
 #[derive(Debug)]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "each is an option of the command line"
+)]
 struct Choices {
     alone: bool,
     unlimited: bool,

@@ -57,7 +57,8 @@ fn watch(limit: Duration, control: &Pulse, workers: &[Arc<Mailbox>]) -> ! {
         }
         // A turn that begins during this sleep is at most a third of the limit old at its end.
         std::thread::sleep(
-            (limit - longest)
+            limit
+                .saturating_sub(longest)
                 .min(limit / ALARMS)
                 .max(Duration::from_millis(1)),
         );

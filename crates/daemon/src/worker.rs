@@ -52,7 +52,7 @@ enum Registered {
 #[derive(Debug)]
 enum Phase {
     /// Another process is handing a client over.
-    Handover(Handover),
+    Handover(Box<Handover>),
     /// Nothing is read before this moment.
     Held(Instant),
     /// Served.
@@ -204,7 +204,7 @@ impl<S: Service> Worker<S> {
     fn begin_handover(&mut self, socket: OwnedFd) {
         let handover = Handover::new(self.now);
         let until = handover.until;
-        let token = self.insert(socket, Phase::Handover(handover));
+        let token = self.insert(socket, Phase::Handover(Box::new(handover)));
         self.register(token, Registered::For(Interest::Read));
         self.schedule(token, Some(until));
         if self.leaving {
@@ -390,9 +390,8 @@ impl<S: Service> Worker<S> {
                     return;
                 }
                 Next::Idle => (None, true),
-                Next::Listen { until } => (Some(until), true),
                 Next::Read { until } if self.leaving => (Some(until.min(self.now + GRACE)), true),
-                Next::Read { until } => (Some(until), true),
+                Next::Listen { until } | Next::Read { until } => (Some(until), true),
                 // What is registered stays; if the client sends or closes meanwhile, that is seen to then.
                 Next::Wait => (Some(self.now + self.shared.patience), false),
             },
