@@ -1,2 +1,61 @@
 //! Project chores.
-fn main() {}
+#![forbid(unsafe_code)]
+
+mod bench;
+mod check;
+mod fuzz;
+mod load;
+
+use std::path::Path;
+use std::process::Command;
+
+use anyhow::{Context as _, Result, ensure};
+use clap::{Parser, Subcommand};
+
+#[derive(Debug, Parser)]
+#[command(about = "Project chores")]
+struct Options {
+    #[command(subcommand)]
+    chore: Chore,
+}
+
+#[derive(Debug, Subcommand)]
+enum Chore {
+    /// Formatting, lints, documentation, licences, tests
+    Check(check::Options),
+    /// Our daemons beside Postfix's own, in one run
+    Bench(bench::Options),
+    /// Each fuzz target for a while
+    Fuzz(fuzz::Options),
+}
+
+fn main() -> Result<()> {
+    match Options::parse().chore {
+        Chore::Check(options) => check::run(&options),
+        Chore::Bench(options) => bench::run(&options),
+        Chore::Fuzz(options) => fuzz::run(&options),
+    }
+}
+
+/// The top of the project.
+fn top() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .parent()
+        .expect("this package lies below the top")
+}
+
+/// Runs a command at the top of the project; its failure is an error.
+fn run(command: &mut Command) -> Result<()> {
+    command.current_dir(top());
+    eprintln!("+ {command:?}");
+    let status = command
+        .status()
+        .with_context(|| format!("cannot run {command:?}"))?;
+    ensure!(status.success(), "{command:?}: {status}");
+    Ok(())
+}
+
+/// The cargo that runs us.
+fn cargo() -> Command {
+    Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
+}

@@ -35,6 +35,7 @@ pub struct Plan {
     arguments: Vec<String>,
     parameters: BTreeMap<String, String>,
     environment: BTreeMap<String, String>,
+    executable: Option<PathBuf>,
 }
 
 impl Plan {
@@ -60,7 +61,15 @@ impl Plan {
             arguments,
             parameters: BTreeMap::new(),
             environment: BTreeMap::new(),
+            executable: None,
         }
+    }
+
+    /// Takes this executable instead of the implementation's usual one.
+    #[must_use]
+    pub fn executable(mut self, path: &Path) -> Self {
+        self.executable = Some(path.to_owned());
+        self
     }
 
     /// Sets a main.cf parameter. `$SCRATCH` in the value becomes the daemon's temporary directory.
@@ -97,10 +106,8 @@ impl Plan {
     /// # Errors
     /// When files, sockets or the process cannot be made.
     pub fn start(self) -> Result<Option<StandIn>> {
-        let Some(executable) = self.implementation.executable(&self.daemon) else {
-            return Ok(None);
-        };
-        StandIn::start(&self, &executable, Scratch::new(&self.service)?).map(Some)
+        let scratch = Scratch::new(&self.service)?;
+        self.start_in(scratch)
     }
 
     /// As [`Self::start`], in a scratch directory that already holds tables.
@@ -108,7 +115,8 @@ impl Plan {
     /// # Errors
     /// As [`Self::start`].
     pub fn start_in(self, scratch: Scratch) -> Result<Option<StandIn>> {
-        let Some(executable) = self.implementation.executable(&self.daemon) else {
+        let usual = || self.implementation.executable(&self.daemon);
+        let Some(executable) = self.executable.clone().or_else(usual) else {
             return Ok(None);
         };
         StandIn::start(&self, &executable, scratch).map(Some)
