@@ -2,7 +2,7 @@
 //!
 //! Code that warns uses the `log` facade and knows nothing of this module: `info!` is a plain line, `warn!`
 //! has `warning: ` before it, `error!` has `error: `; `debug!` and `trace!` are plain lines that appear from
-//! one and two `-v` on. What the facade has no word for is here: [`fatal`] and [`panic`].
+//! one and two `-v` on. What the facade has no word for is here: [`fatal`] and [`panic`](panic()).
 //!
 //! A daemon calls [`daemon`] first and [`configure`] once it has read main.cf; a command calls [`command`]
 //! (and [`configure`]). Before that, records are lost and fatal texts go to standard error alone.
@@ -124,8 +124,10 @@ impl log::Log for Logger {
 
 impl Logger {
     fn write(&self, severity: Severity, text: fmt::Arguments<'_>) {
+        // First of all: what is formatted may itself panic, and that is logged too.
+        let text = text.to_string();
         let state = self.state.read().unwrap_or_else(PoisonError::into_inner);
-        let text = record::sanitise(&text.to_string(), state.utf8);
+        let text = record::sanitise(&text, state.utf8);
         if let Some(tag) = &state.stderr {
             // One write, so that lines of several processes do not mix; a closed stream is not worth a record.
             let line = format!("{tag}: {}{text}\n", severity.prefix());

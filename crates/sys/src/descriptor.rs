@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::io::FdFlags;
 
-/// How many numbers [`Inherited::survey`] looks at.
+/// How many numbers [`Inherited::survey`] looks at where `/proc` is not mounted.
 const SURVEYED: RawFd = 4096;
 
 static SURVEY_DONE: AtomicBool = AtomicBool::new(false);
@@ -30,11 +30,24 @@ impl Inherited {
     /// Call it first in `main`, before anything opens a file: what is open by then was inherited, and so
     /// belongs to nobody.
     pub fn survey() -> Self {
-        let mut open = BTreeSet::new();
-        if !SURVEY_DONE.swap(true, Ordering::SeqCst) {
-            open.extend((3..SURVEYED).filter(|&number| is_open(number)));
+        if SURVEY_DONE.swap(true, Ordering::SeqCst) {
+            return Self {
+                open: BTreeSet::new(),
+            };
         }
-        Self { open }
+        // The list has the directory's own descriptor in it, which is closed when the list has been read.
+        let listed: Option<Vec<RawFd>> = std::fs::read_dir("/proc/self/fd").ok().map(|entries| {
+            entries
+                .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
+                .collect()
+        });
+        let candidates = listed.unwrap_or_else(|| (0..SURVEYED).collect());
+        Self {
+            open: candidates
+                .into_iter()
+                .filter(|&number| number > 2 && is_open(number))
+                .collect(),
+        }
     }
 
     /// Takes over a descriptor; from now on it is closed when dropped, and not handed to child processes.
