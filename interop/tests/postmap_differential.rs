@@ -10,11 +10,12 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::io::Write as _;
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, chown, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant, SystemTime};
 
+use postkeep_sys::effective;
 use postkeep_sys::lock::LockedFile;
 use postkeep_testkit::{Scratch, postkeep_binary, real_postfix};
 
@@ -595,4 +596,100 @@ fn either_waits_for_the_other_s_lock() {
             }
         }
     }
+}
+
+/// Letters whose folding is younger than the library that the installed Postfix was built with.
+fn is_younger_than_unicode_15(character: char) -> bool {
+    matches!(character, '\u{1c89}'..='\u{1c8a}' | '\u{a7c8}'..='\u{a7ff}' | '\u{10d40}'..='\u{10d8f}' | '\u{16ea0}'..='\u{16eff}')
+}
+
+#[test]
+fn every_letter_folds_the_same_way() {
+    let Some(sides) = Sides::new() else { return };
+    let place = sides.directory("both");
+    let mut text = String::new();
+    for character in ('\u{a1}'..=char::MAX)
+        .filter(|character| character.is_alphabetic() || character.is_numeric())
+    {
+        if !is_younger_than_unicode_15(character) {
+            use std::fmt::Write as _;
+            writeln!(text, "{:x}-{character} v", u32::from(character)).unwrap();
+        }
+    }
+    write_old(&place.join("t"), text.as_bytes());
+    let list = |programs: &Path| {
+        let outcome = sides.run(programs, &place, &["postmap", "-s", "texthash:t"], b"");
+        let lines: BTreeSet<_> = String::from_utf8(outcome.stdout)
+            .unwrap()
+            .lines()
+            .map(str::to_owned)
+            .collect();
+        lines
+    };
+    let (real, ours) = (list(&sides.real), list(&sides.ours));
+    assert!(real.len() > 100_000);
+    let differences: Vec<_> = real.symmetric_difference(&ours).take(20).collect();
+    assert!(differences.is_empty(), "{differences:?}");
+}
+
+/// Mode and owner of a table follow from those of its source.
+#[test]
+fn tables_get_the_mode_and_the_owner_of_their_source() {
+    let Some(sides) = Sides::new() else { return };
+    if !effective::real_user_is_root() {
+        eprintln!("SKIP: only root can make files of others");
+        return;
+    }
+    for uid in [0, 65_534] {
+        for mode in [0o600, 0o640, 0o664, 0o444, 0o666] {
+            for options in ["", "-p", "-o", "-op"] {
+                let made =
+                    [("real", &sides.real), ("mine", &sides.ours)].map(|(name, programs)| {
+                        let place = sides.directory(name);
+                        write_old(&place.join("t"), b"k v\n");
+                        fs::set_permissions(place.join("t"), fs::Permissions::from_mode(mode))
+                            .unwrap();
+                        for path in [&place, &place.join("t")] {
+                            chown(path, Some(uid), Some(uid)).unwrap();
+                        }
+                        let outcome = sides.run(
+                            programs,
+                            &place,
+                            &words("postmap", options, &["lmdb:t"]),
+                            b"",
+                        );
+                        assert_eq!(outcome.exit, Some(0), "{}", outcome.stderr);
+                        let made = fs::metadata(place.join("t.lmdb")).unwrap();
+                        (format!("{:o}", made.mode()), made.uid(), made.gid())
+                    });
+                assert_eq!(
+                    made[0], made[1],
+                    "uid {uid} mode {mode:o} options {options}"
+                );
+            }
+        }
+    }
+    // A user's source in root's directory fails, and a source of root's after a user's does not.
+    let place = sides.directory("mine");
+    for (name, uid) in [("user", 65_534), ("root", 0)] {
+        write_old(&place.join(name), b"k v\n");
+        fs::set_permissions(place.join(name), fs::Permissions::from_mode(0o600)).unwrap();
+        chown(place.join(name), Some(uid), Some(uid)).unwrap();
+    }
+    sides.compare([&place, &place], &["postmap", "lmdb:user"], b"", false, "");
+    fs::create_dir(place.join("theirs")).unwrap();
+    fs::rename(place.join("user"), place.join("theirs/user")).unwrap();
+    chown(place.join("theirs"), Some(65_534), Some(65_534)).unwrap();
+    let outcome = sides.run(
+        &sides.ours,
+        &place,
+        &["postmap", "lmdb:theirs/user", "lmdb:root"],
+        b"",
+    );
+    assert_eq!((outcome.exit, outcome.stderr.as_str()), (Some(0), ""));
+    assert_eq!(fs::metadata(place.join("root.lmdb")).unwrap().uid(), 0);
+    assert_eq!(
+        fs::metadata(place.join("theirs/user.lmdb")).unwrap().uid(),
+        65_534
+    );
 }

@@ -415,9 +415,10 @@ fn build(request: &Request<'_>, mode: BuildMode) -> Result<Box<dyn Builder>, Ope
         ))
     };
     if mode == BuildMode::Add {
-        let table = open_table(request)?;
-        table.current().hold(Kind::Exclusive).map_err(cannot_lock)?;
-        return Ok(Box::new(Adding { table }));
+        return Ok(Box::new(Adding {
+            table: open_table(request)?,
+            locked: false,
+        }));
     }
     let (_, _, environment) = open_environment(request, true)?;
     // Readers go on with the old entries; other creators and writers wait for the end.
@@ -481,10 +482,22 @@ impl Builder for Creating {
 /// A table that gets each entry at once.
 struct Adding {
     table: Lmdb,
+    /// The lock is taken with the first entry: until then the input may keep everybody waiting.
+    locked: bool,
 }
 
 impl Builder for Adding {
     fn add(&mut self, flags: Flags, key: &[u8], value: &[u8]) -> Result<Outcome, BuildError> {
+        if !self.locked {
+            self.table
+                .current()
+                .hold(Kind::Exclusive)
+                .map_err(|error| {
+                    let name = Printable(self.table.name.name());
+                    BuildError::Failed(format!("{name}.lmdb: lock dictionary: {error}"))
+                })?;
+            self.locked = true;
+        }
         self.table
             .update(flags, key, value)
             .map_err(|error| BuildError::Failed(error.to_string()))
