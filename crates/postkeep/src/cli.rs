@@ -1,4 +1,8 @@
 //! The command line of `postkeep` under its own name.
+#![allow(
+    clippy::doc_markdown,
+    reason = "documentation comments are the help texts"
+)]
 
 use std::ffi::{OsStr, OsString};
 use std::path::PathBuf;

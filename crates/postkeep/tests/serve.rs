@@ -21,7 +21,7 @@ struct Serve {
     directory: PathBuf,
     log: Receiver<String>,
     seen: Vec<String>,
-    _scratch: tempfile::TempDir,
+    scratch: Option<tempfile::TempDir>,
 }
 
 impl Serve {
@@ -53,7 +53,7 @@ impl Serve {
             directory,
             log,
             seen: Vec::new(),
-            _scratch: scratch,
+            scratch: Some(scratch),
         };
         if line != format!("postkeep serves {}\n", serve.directory.display()) {
             thread::sleep(Duration::from_millis(200));
@@ -248,7 +248,7 @@ fn tables_from_first_start_to_last() {
     assert_eq!(children.len(), 3);
     serve.signal(Signal::TERM);
     // Keeps the directory until the end of the test.
-    let scratch = std::mem::replace(&mut serve._scratch, tempfile::tempdir().unwrap());
+    let scratch = serve.scratch.take();
     let (status, log) = serve.finish();
     assert!(status.success());
     assert!(

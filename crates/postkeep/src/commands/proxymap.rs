@@ -1,4 +1,8 @@
 //! `postkeep proxymap …`: a client of the lookup table server for trying by hand.
+#![allow(
+    clippy::doc_markdown,
+    reason = "documentation comments are the help texts"
+)]
 
 use std::ffi::{OsStr, OsString};
 use std::io::{self, Write};
@@ -43,7 +47,8 @@ pub(crate) struct Table {
     #[arg(long)]
     no_greeting: bool,
     /// TYPE:NAME, or the name of a table of the directory of `postkeep serve`
-    table: OsString,
+    #[arg(value_name = "TABLE")]
+    name: OsString,
 }
 
 /// A table and keys.
@@ -144,12 +149,12 @@ impl Opened {
 
 /// `TYPE:NAME` of what was written on the command line.
 fn full_name(table: &Table) -> Result<OsString, String> {
-    let bytes = table.table.as_bytes();
+    let bytes = table.name.as_bytes();
     let bytes = bytes.strip_prefix(b"proxy:").unwrap_or(bytes);
     if bytes.contains(&b':') {
         return Ok(OsStr::from_bytes(bytes).to_owned());
     }
-    let Some(name) = table.table.to_str() else {
+    let Some(name) = table.name.to_str() else {
         return Err("the name of a table of the directory is UTF-8".to_owned());
     };
     Ok(Directory::choose(table.place.directory.as_deref())?.table(name))

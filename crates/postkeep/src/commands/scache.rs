@@ -1,4 +1,8 @@
 //! `postkeep scache …`: a client of the connection cache for trying by hand.
+#![allow(
+    clippy::doc_markdown,
+    reason = "documentation comments are the help texts"
+)]
 
 use std::ffi::OsString;
 use std::fs::File;

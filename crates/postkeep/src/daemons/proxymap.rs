@@ -182,7 +182,6 @@ fn context(common: &Common) -> Context {
         ipc_timeout: common.ipc_timeout,
         ipc_idle: common.ipc_idle,
         ipc_ttl: common.ipc_ttl,
-        ..Context::default()
     }
 }
 

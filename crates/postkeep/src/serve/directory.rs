@@ -136,8 +136,8 @@ mod tests {
             Some("/home/u/.local/state/postkeep".into())
         );
         let xdg = environment(&[("HOME", "/home/u"), ("XDG_STATE_HOME", "/s")]);
-        assert_eq!(default_path(false, &xdg), Some("/s/postkeep".into()));
-        assert_eq!(default_path(true, &xdg), Some("/var/lib/postkeep".into()));
+        assert_eq!(default_path(false, xdg), Some("/s/postkeep".into()));
+        assert_eq!(default_path(true, xdg), Some("/var/lib/postkeep".into()));
         let relative = environment(&[("XDG_STATE_HOME", "s")]);
         assert_eq!(default_path(false, relative), None);
     }

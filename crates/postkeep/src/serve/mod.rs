@@ -3,6 +3,10 @@
 //! On its first start it makes its directory: a main.cf, an empty tables directory and the sockets. Each
 //! `NAME.lmdb` in the tables directory can be read through proxymap as `lmdb:DIR/tables/NAME`; the one called
 //! `cache` can also be written through proxywrite. A table that appears or goes is noticed within a second.
+#![allow(
+    clippy::doc_markdown,
+    reason = "documentation comments of options are the help texts"
+)]
 
 mod directory;
 mod log;
