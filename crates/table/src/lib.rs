@@ -122,13 +122,19 @@ pub trait Table: Send + Sync {
     ///
     /// # Errors
     /// [`LookupError`], in which case `value` is as it was.
-    fn lookup(&self, flags: Flags, key: &[u8], value: &mut Vec<u8>) -> Result<Outcome, LookupError>;
+    fn lookup(&self, flags: Flags, key: &[u8], value: &mut Vec<u8>)
+    -> Result<Outcome, LookupError>;
 
     /// Looks up `key` if that can be done without waiting; `None` when it cannot, and nothing was done.
     ///
     /// A caller that must not wait tries this first and sends the lookup where it may wait when it gets `None`.
     /// Tables in memory always answer; a table behind a file lock answers while nobody writes.
-    fn try_lookup(&self, flags: Flags, key: &[u8], value: &mut Vec<u8>) -> Option<Result<Outcome, LookupError>> {
+    fn try_lookup(
+        &self,
+        flags: Flags,
+        key: &[u8],
+        value: &mut Vec<u8>,
+    ) -> Option<Result<Outcome, LookupError>> {
         match self.latency() {
             Latency::Memory => Some(self.lookup(flags, key, value)),
             Latency::Blocking => None,
@@ -182,7 +188,9 @@ pub trait Table: Send + Sync {
 
 /// The error of an operation that a type does not have.
 pub fn unsupported(name: &TableName, operation: &str) -> LookupError {
-    LookupError::Unsupported(format!("table {name}: {operation} operation is not supported"))
+    LookupError::Unsupported(format!(
+        "table {name}: {operation} operation is not supported"
+    ))
 }
 
 /// How a table is to be opened.
@@ -201,5 +209,10 @@ pub trait Opener: Send + Sync {
     /// # Errors
     /// [`OpenError`] with the reference's reason; the caller decides between a surrogate and the end of a
     /// command.
-    fn open(&self, name: &TableName, access: Access, flags: Flags) -> Result<Arc<dyn Table>, OpenError>;
+    fn open(
+        &self,
+        name: &TableName,
+        access: Access,
+        flags: Flags,
+    ) -> Result<Arc<dyn Table>, OpenError>;
 }

@@ -74,13 +74,21 @@ mod tests {
 
     #[test]
     fn bytes_that_are_no_text_show_as_question_marks() {
-        assert_eq!(TableName::parse(b"static:\xff\xc3\xa9\xc3").unwrap().to_string(), "static:?\u{e9}?");
+        assert_eq!(
+            TableName::parse(b"static:\xff\xc3\xa9\xc3")
+                .unwrap()
+                .to_string(),
+            "static:?\u{e9}?"
+        );
     }
 
     #[test]
     fn both_parts_are_needed() {
         for text in ["", ":", "x", "x:", ":x"] {
-            assert_eq!(TableName::parse(text.as_bytes()), Err(NameError(text.to_owned())));
+            assert_eq!(
+                TableName::parse(text.as_bytes()),
+                Err(NameError(text.to_owned()))
+            );
         }
     }
 }
