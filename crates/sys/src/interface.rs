@@ -24,10 +24,14 @@ pub fn addresses() -> io::Result<Vec<Address>> {
         .filter_map(|interface| {
             let address = ip(interface.address.as_ref()?)?;
             let full = if address.is_ipv4() { 32 } else { 128 };
-            let prefix = interface.netmask.as_ref().and_then(ip).map_or(full, |mask| match mask {
-                IpAddr::V4(mask) => mask.to_bits().leading_ones(),
-                IpAddr::V6(mask) => mask.to_bits().leading_ones(),
-            });
+            let prefix = interface
+                .netmask
+                .as_ref()
+                .and_then(ip)
+                .map_or(full, |mask| match mask {
+                    IpAddr::V4(mask) => mask.to_bits().leading_ones(),
+                    IpAddr::V6(mask) => mask.to_bits().leading_ones(),
+                });
             Some(Address {
                 address,
                 prefix: u8::try_from(prefix).unwrap_or(128),

@@ -300,7 +300,7 @@ fn a_stuck_worker_ends_the_process() {
     assert_eq!(daemon.wait().0.code(), Some(1));
     let time = began.elapsed();
     assert!(
-        (Duration::from_millis(3900)..Duration::from_millis(6000)).contains(&time),
+        (Duration::from_millis(3900)..Duration::from_secs(6)).contains(&time),
         "{time:?}"
     );
     assert_eq!(daemon.log(), ["postfix/echo: fatal: watchdog timeout"]);
