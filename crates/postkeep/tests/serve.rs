@@ -385,3 +385,105 @@ fn services_are_replaced_and_come_back() {
             .all(|pid| !Path::new(&format!("/proc/{}", pid.as_raw_nonzero())).exists())
     });
 }
+
+/// The daemons by themselves, with the configuration that `postkeep serve` has made.
+#[test]
+fn one_shot_mode_and_export() {
+    let serve = Serve::start();
+    let directory = serve.directory.clone();
+    let link = |name: &str| {
+        let path = directory.join(name);
+        std::os::unix::fs::symlink(POSTKEEP, &path).unwrap();
+        path
+    };
+    let (scache, proxymap) = (link("scache"), link("proxymap"));
+    let run = |program: &Path, words: &[&str], input: &[u8]| {
+        let mut child = Command::new(program)
+            .args(words)
+            .env("MAIL_CONFIG", &directory)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        // Who refuses to start does not read.
+        let _ = child.stdin.take().unwrap().write_all(input);
+        let output = child.wait_with_output().unwrap();
+        let log = String::from_utf8(output.stderr).unwrap();
+        (output.status.code(), output.stdout, log)
+    };
+    let find = b"request\0find_endp\0label\0x\0\0";
+    let (code, reply, log) = run(&scache, &["-V", "-S"], find);
+    assert_eq!(
+        (code, &*reply),
+        (Some(0), &b"status\x002\0property\0\0\0"[..])
+    );
+    assert!(
+        log.contains("postfix/scache: statistics: address lookup hits=0 miss=1 success=0%\n"),
+        "{log}"
+    );
+    let (code, reply, log) = run(&scache, &["-V", "-S", "stray"], find);
+    assert_eq!((code, &*reply), (Some(1), &b""[..]));
+    assert_eq!(
+        log,
+        "postfix/scache: fatal: unexpected command-line argument: stray\n"
+    );
+    let (code, _, log) = run(&scache, &["-V", "-t", "unix", "-d"], b"");
+    assert_eq!(code, Some(1));
+    assert_eq!(
+        log,
+        "postfix/scache: fatal: service scache requires a process limit of 1\n"
+    );
+    let (_, _, log) = run(
+        &scache,
+        &["-V", "-S", "-o", "postkeep_announce_protocol=maybe"],
+        b"",
+    );
+    assert!(
+        log.contains("fatal: bad postkeep_announce_protocol value: maybe"),
+        "{log}"
+    );
+    let (_, _, log) = run(
+        &scache,
+        &["-V", "-S", "-o", "connection_cache_ttl_limit=0"],
+        b"",
+    );
+    assert_eq!(
+        log,
+        "postfix/scache: fatal: invalid connection_cache_ttl_limit: 0 (min 1)\n"
+    );
+
+    let approve = "proxy_read_maps=proxy:inline:{k=v} hash:/direct proxy:proxy:static:x";
+    let lookup = b"request\0lookup\0table\0proxy:inline:{k=v}\0flags\0\x30\0key\0k\0\0";
+    let (code, reply, log) = run(&proxymap, &["-V", "-S", "-o", approve], lookup);
+    assert_eq!(
+        (code, &*reply),
+        (Some(0), &b"status\x000\0value\0v\0\0"[..]),
+        "{log}"
+    );
+    let export = |service: &str| {
+        let words = [
+            "-S",
+            "-n",
+            service,
+            "-o",
+            "mail_version=3.11.6",
+            "-o",
+            approve,
+        ];
+        let (code, names, log) = run(&proxymap, &words, b"");
+        assert_eq!(code, Some(0), "{log}");
+        String::from_utf8(names).unwrap()
+    };
+    assert_eq!(export("export-proxy-proxymap"), "inline:{k=v}\nstatic:x\n");
+    assert_eq!(
+        export("export-all-proxymap"),
+        "hash:/direct\ninline:{k=v}\nstatic:x\n"
+    );
+    let (code, _, log) = run(&proxymap, &["-V", "-S", "-n", "other"], b"");
+    assert_eq!(code, Some(1));
+    assert_eq!(
+        log,
+        "postfix/proxymap: fatal: service name must be one of proxymap or proxymap\n"
+    );
+}

@@ -24,7 +24,7 @@ pub(crate) const VALUES: &str = "auto, yes, no, detect";
 impl Policy {
     /// The policy of a process; `None` when `value` is none of [`VALUES`].
     ///
-    /// - `version`: `mail_version`, when the configuration sets it; only `auto` looks at it
+    /// - `version`: `mail_version`, when it is known; only `auto` looks at it
     /// - `wait`: `postkeep_detect_milliseconds`
     pub(crate) fn new(value: &str, version: Option<&str>, wait: Duration) -> Option<Self> {
         Some(match value.to_ascii_lowercase().as_str() {

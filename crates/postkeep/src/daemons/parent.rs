@@ -3,11 +3,12 @@
 //! Each Postfix program holds the text `mail_version=VERSION`, for whoever finds a core file. The one in
 //! master(8) tells what kind of clients this process will have.
 
+use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{self, Read};
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::process::parent_id;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// What precedes the version (`mail_version.h`, `MAIL_VERSION_STAMP_DECLARE`).
 const STAMP: &[u8] = b"mail_version=";
@@ -22,14 +23,21 @@ const LARGEST: u64 = 64 << 20;
 /// cannot be read.
 pub(crate) fn postfix_version() -> Option<String> {
     let executable = PathBuf::from(format!("/proc/{}/exe", parent_id()));
-    let file = File::open(executable).ok()?;
-    let theirs = file.metadata().ok()?;
-    let ours = std::fs::metadata("/proc/self/exe").ok()?;
-    // `postkeep serve` is the same program as this one.
-    if (theirs.dev(), theirs.ino()) == (ours.dev(), ours.ino()) {
+    if !is_master(&std::fs::read_link(&executable).ok()?) {
         return None;
     }
+    let file = File::open(executable).ok()?;
     find(file.take(LARGEST)).ok().flatten()
+}
+
+/// Other programs may hold the text by accident. A program that was replaced while it runs has a remark behind
+/// its name.
+fn is_master(executable: &Path) -> bool {
+    let name = executable
+        .file_name()
+        .map(OsStr::as_bytes)
+        .unwrap_or_default();
+    name.strip_suffix(b" (deleted)").unwrap_or(name) == b"master"
 }
 
 /// Looks for the stamp with a version behind it.
@@ -92,6 +100,15 @@ mod tests {
                 "{before}"
             );
         }
+    }
+
+    #[test]
+    fn only_master_is_asked() {
+        assert!(is_master(Path::new("/usr/libexec/postfix/master")));
+        assert!(is_master(Path::new(
+            "/usr/libexec/postfix/master (deleted)"
+        )));
+        assert!(!is_master(Path::new("/usr/local/bin/postkeep")));
     }
 
     #[test]
