@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 pub mod attributes;
+pub mod fuzz;
 pub mod peer;
 pub mod private_postfix;
 pub mod program;
