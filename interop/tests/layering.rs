@@ -13,7 +13,7 @@ const ALLOWED: [(&str, &[&str]); 12] = [
     ("tables", &["table", "client", "conf", "sys"]),
     ("proxymap", &["wire", "conf", "table"]),
     ("daemon", &["wire", "conf", "sys"]),
-    ("master", &["conf", "sys"]),
+    ("master", &["sys"]),
     (
         "postkeep",
         &[

@@ -69,6 +69,8 @@ struct Connection<C> {
     outbox: Outbox<OwnedFd>,
     /// The client does not take its reply.
     blocked: bool,
+    /// It was woken meanwhile: its turn comes when the reply is sent.
+    woken: bool,
     /// When something happens if nothing comes.
     deadline: Option<Instant>,
     /// The earliest entry in the worker's heap.
@@ -170,6 +172,7 @@ impl<S: Service> Worker<S> {
             inbox: Inbox::default(),
             outbox: Outbox::default(),
             blocked: false,
+            woken: false,
             deadline: None,
             scheduled: None,
             swollen: false,
@@ -363,7 +366,11 @@ impl<S: Service> Worker<S> {
             }
         }
         connection.blocked = false;
-        self.settle(token);
+        if std::mem::take(&mut connection.woken) {
+            self.turn(token);
+        } else {
+            self.settle(token);
+        }
     }
 
     /// Everything is sent: what does the client wait for?
@@ -418,7 +425,11 @@ impl<S: Service> Worker<S> {
         if let Some(connection) = self.connections.find(token)
             && matches!(connection.phase, Phase::Serving(_))
         {
-            self.turn(token);
+            if connection.blocked {
+                connection.woken = true;
+            } else {
+                self.turn(token);
+            }
         }
     }
 

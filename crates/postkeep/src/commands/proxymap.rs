@@ -7,8 +7,10 @@
 use std::ffi::{OsStr, OsString};
 use std::io::{self, Write};
 use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
 use std::process::ExitCode;
-use std::time::Duration;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use clap::{Args, Subcommand};
 use postkeep_client::Place;
@@ -107,12 +109,17 @@ impl Opened {
             policy: Policy::BOUNDED,
             ..Settings::new(Place::Path(path), service)
         };
-        let mut client = Client::new(settings);
-        let flags = client
-            .open(name.as_bytes(), 0)
-            .map_err(|error| error.to_string())?
-            .flags
-            .unwrap_or(0);
+        let patience = Instant::now() + newcomer_patience(table, &name);
+        let (client, flags) = loop {
+            let mut client = Client::new(settings.clone());
+            match client.open(name.as_bytes(), 0) {
+                Ok(answer) => break (client, answer.flags.unwrap_or(0)),
+                Err(client::Error::Denied(_)) if Instant::now() < patience => {
+                    thread::sleep(Duration::from_millis(100));
+                }
+                Err(error) => return Err(error.to_string()),
+            }
+        };
         let request = match client.generation() {
             // The client sends back what the server told it.
             Some(Generation::Two) => flags | Flags::LOCK.bits(),
@@ -144,6 +151,22 @@ impl Opened {
             )),
             Status::Bad | Status::Deny => Err(format!("{name}: the service refuses")),
         }
+    }
+}
+
+/// How long a table may be unknown to the service: one whose file has only just been made is approved when
+/// `postkeep serve` has noticed it, which takes it about a second.
+fn newcomer_patience(table: &Table, name: &OsStr) -> Duration {
+    let short = !table.name.as_bytes().contains(&b':');
+    let path = name.as_bytes().strip_prefix(b"lmdb:").map(|path| {
+        let mut file = OsStr::from_bytes(path).to_owned();
+        file.push(".lmdb");
+        file
+    });
+    if short && path.is_some_and(|path| Path::new(&path).exists()) {
+        Duration::from_secs(3)
+    } else {
+        Duration::ZERO
     }
 }
 
