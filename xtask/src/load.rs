@@ -1,4 +1,4 @@
-//! Load on a daemon: many clients in step, driven by few threads.
+//! Load on a daemon: many clients, each waiting for its own replies only, driven by few threads.
 
 use std::io::{self, IoSlice, IoSliceMut, Read as _};
 use std::mem::MaybeUninit;
@@ -12,6 +12,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, anyhow, ensure};
 use postkeep_testkit::attributes::show;
+use rustix::buffer::spare_capacity;
+use rustix::event::{Timespec, epoll};
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
     SendAncillaryMessage, SendFlags,
@@ -38,6 +40,9 @@ struct Client {
     /// Variants of the operation, taken in turn.
     variants: Vec<Vec<Step>>,
     buffer: Vec<u8>,
+    /// Operations done, and the step to take next in the one at hand.
+    turn: usize,
+    at: usize,
 }
 
 impl Client {
@@ -50,23 +55,40 @@ impl Client {
             session: session.into(),
             variants,
             buffer: Vec::new(),
+            turn: 0,
+            at: 0,
         };
         client.expect(greeting)?;
         Ok(client)
     }
 
-    fn step(&mut self, turn: usize, at: usize) -> Result<()> {
-        let step = self.variants[turn % self.variants.len()][at].clone();
-        match step {
-            Step::Send(bytes) => {
-                let sent = rustix::net::send(&self.stream, &bytes, SendFlags::NOSIGNAL)?;
-                ensure!(sent == bytes.len(), "short write");
-                Ok(())
+    /// Takes the step that was waited for, when `ready`, and all that follow up to the next one that must wait.
+    ///
+    /// True at the end of an operation.
+    fn advance(&mut self, mut ready: bool) -> Result<bool> {
+        let variant = self.turn % self.variants.len();
+        while self.at < self.variants[variant].len() {
+            let step = &self.variants[variant][self.at];
+            if matches!(step, Step::Expect(_) | Step::Collect) && !std::mem::take(&mut ready) {
+                return Ok(false);
             }
-            Step::Expect(bytes) => self.expect(&bytes),
-            Step::Pass => self.pass(),
-            Step::Collect => self.collect(),
+            match step {
+                Step::Send(bytes) => {
+                    let sent = rustix::net::send(&self.stream, bytes, SendFlags::NOSIGNAL)?;
+                    ensure!(sent == bytes.len(), "short write");
+                }
+                Step::Expect(bytes) => {
+                    let bytes = bytes.clone();
+                    self.expect(&bytes)?;
+                }
+                Step::Pass => self.pass()?,
+                Step::Collect => self.collect()?,
+            }
+            self.at += 1;
         }
+        self.at = 0;
+        self.turn += 1;
+        Ok(true)
     }
 
     fn expect(&mut self, wanted: &[u8]) -> Result<()> {
@@ -198,18 +220,40 @@ impl Crowd {
     }
 }
 
-/// All clients of a group take each step before anyone takes the next.
+/// Lets the clients of a group work until `enough`, and each to the end of what it has begun.
 fn work(group: &mut [Client], enough: &(dyn Fn(usize) -> bool + Sync)) -> Result<u64> {
-    let mut turn = 0;
+    let set = epoll::create(epoll::CreateFlags::CLOEXEC)?;
+    let mut busy = 0;
+    for (index, client) in group.iter_mut().enumerate() {
+        client.turn = 0;
+        let data = epoll::EventData::new_u64(index as u64);
+        epoll::add(&set, &client.stream, data, epoll::EventFlags::IN)?;
+        if !enough(0) {
+            client.advance(false)?;
+            busy += 1;
+        }
+    }
     let mut operations = 0;
-    while !enough(turn) {
-        for at in 0..group[0].variants[turn % group[0].variants.len()].len() {
-            for client in &mut *group {
-                client.step(turn, at)?;
+    let mut events = Vec::with_capacity(group.len());
+    let limit = Timespec {
+        tv_sec: 20,
+        tv_nsec: 0,
+    };
+    while busy > 0 {
+        events.clear();
+        let count = epoll::wait(&set, spare_capacity(&mut events), Some(&limit))?;
+        ensure!(count > 0, "no reply came for a long time");
+        for event in &events {
+            let client = &mut group[usize::try_from(event.data.u64())?];
+            if client.advance(true)? {
+                operations += 1;
+                if enough(client.turn) {
+                    busy -= 1;
+                } else {
+                    client.advance(false)?;
+                }
             }
         }
-        turn += 1;
-        operations += group.len() as u64;
     }
     Ok(operations)
 }

@@ -72,7 +72,7 @@ fn bodies_hold_for_many_small_inputs() {
             for _ in 0..next() % 24 {
                 let choice = next();
                 if choice % 3 == 0 {
-                    input.push((choice >> 32) as u8);
+                    input.push(u8::try_from(choice >> 56).unwrap());
                 } else {
                     let index = usize::try_from(choice >> 32).unwrap() % words.len();
                     input.extend_from_slice(words[index]);
