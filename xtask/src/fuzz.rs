@@ -24,10 +24,15 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         {
             continue;
         }
+        let corpus = top().join("fuzz/corpus").join(&target);
+        fs::create_dir_all(&corpus)?;
         // libFuzzer's instrumentation needs compiler options that a stable compiler keeps back.
         execute(
             cargo()
-                .args(["fuzz", "run", &target, "--"])
+                .args(["fuzz", "run", &target])
+                .arg(&corpus)
+                .arg(top().join("fuzz/regressions").join(&target))
+                .arg("--")
                 .arg(format!("-max_total_time={}", options.seconds))
                 .args(["-timeout=10", "-rss_limit_mb=2048"])
                 .env("RUSTC_BOOTSTRAP", "1"),

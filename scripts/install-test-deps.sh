@@ -1,0 +1,39 @@
+#!/bin/bash
+# Installs what the build and the tests need beside Rust: a C compiler (LMDB is built from source), and a real Postfix with
+# the table types it is compared with. Debian; as root.
+set -euo pipefail
+
+packages=(postfix postfix-lmdb postfix-cdb postfix-pcre postfix-sqlite gcc libc6-dev)
+
+missing=()
+for package in "${packages[@]}"; do
+    dpkg-query -W -f '${Status}\n' "$package" 2>/dev/null | grep -q '^install ok installed$' || missing+=("$package")
+done
+if [ "${#missing[@]}" -gt 0 ]; then
+    export DEBIAN_FRONTEND=noninteractive
+    # The tests start instances of their own; nothing has to run on the system.
+    apt-get update -q
+    echo "postfix postfix/main_mailer_type select No configuration" | debconf-set-selections || true
+    printf '#!/bin/sh\nexit 101\n' >/usr/sbin/policy-rc.d.postkeep
+    chmod +x /usr/sbin/policy-rc.d.postkeep
+    had_policy=yes
+    if [ ! -e /usr/sbin/policy-rc.d ]; then
+        had_policy=no
+        mv /usr/sbin/policy-rc.d.postkeep /usr/sbin/policy-rc.d
+    else
+        rm /usr/sbin/policy-rc.d.postkeep
+    fi
+    status=0
+    apt-get install -q -y --no-install-recommends "${missing[@]}" || status=$?
+    [ "$had_policy" = yes ] || rm -f /usr/sbin/policy-rc.d
+    [ "$status" -eq 0 ] || exit "$status"
+fi
+
+# With "No configuration" the package leaves no main.cf, which a few commands want to read.
+if [ ! -e /etc/postfix/main.cf ]; then
+    printf 'compatibility_level = 3.7\nmydestination =\nalias_maps =\n' >/etc/postfix/main.cf
+fi
+if [ ! -e /etc/postfix/master.cf ] && [ -e /usr/share/postfix/master.cf.dist ]; then
+    cp /usr/share/postfix/master.cf.dist /etc/postfix/master.cf
+fi
+postconf -h mail_version
