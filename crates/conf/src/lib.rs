@@ -5,6 +5,7 @@
 //! reference's order.
 #![forbid(unsafe_code)]
 
+mod accounts;
 mod catalog;
 mod dictionary;
 mod error;
@@ -21,6 +22,7 @@ mod settings;
 mod sink;
 mod text;
 
+pub use accounts::{Account, Accounts, Group};
 pub use catalog::{Catalog, Kind, Origin, Parameter};
 pub use dictionary::Dictionary;
 pub use error::Error;
@@ -34,7 +36,7 @@ pub use parameter::{
     StrParameter, TimeParameter,
 };
 pub use release::Release;
-pub use settings::{Account, Accounts, Common, Group, Surroundings};
+pub use settings::{Common, Surroundings};
 pub use sink::Sink;
 pub use text::{
     NameValueFault, display, extract_braced, split_list, split_list_braced, split_name_value,

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::time::Duration;
 
+use crate::accounts::{Account, Accounts, Group, Identities, Names};
 use crate::catalog::{Catalog, Kind};
 use crate::dictionary::Dictionary;
 use crate::error::Error;
@@ -15,38 +16,6 @@ use crate::parameter::{
 };
 use crate::sink::Sink;
 use crate::text::{display, split_list};
-
-/// A user of this machine.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Account {
-    /// Login name.
-    pub name: Vec<u8>,
-    /// User id.
-    pub uid: u32,
-    /// Id of the primary group.
-    pub gid: u32,
-}
-
-/// A group of this machine.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Group {
-    /// Its name.
-    pub name: Vec<u8>,
-    /// Its id.
-    pub gid: u32,
-}
-
-/// The databases of users and groups.
-pub trait Accounts {
-    /// The user of this name.
-    fn user_by_name(&self, name: &[u8]) -> Option<Account>;
-    /// The first user with this id.
-    fn user_by_id(&self, uid: u32) -> Option<Account>;
-    /// The group of this name.
-    fn group_by_name(&self, name: &[u8]) -> Option<Group>;
-    /// The first group with this id.
-    fn group_by_id(&self, gid: u32) -> Option<Group>;
-}
 
 /// What a program finds around it.
 #[derive(Clone, Copy)]
@@ -340,7 +309,13 @@ impl Common {
         for &name in MAIN {
             reader.read(name)?;
         }
-        let identities = Identities::check(&reader, surroundings.accounts)?;
+        let names = Names {
+            mail_owner: reader.text("mail_owner"),
+            setgid_group: reader.text("setgid_group"),
+            default_privs: reader.text("default_privs"),
+        };
+        let identities =
+            Identities::check(&names, surroundings.accounts).map_err(|text| reader.fault(&text))?;
         let own = reader.networks(families, surroundings)?;
         reader
             .dictionary
@@ -638,105 +613,6 @@ fn check_facility(reader: &Reader<'_, '_>) -> Result<(), Error> {
     Err(reader.fault(&format!(
         "parameter syslog_facility: unrecognized value: {value}"
     )))
-}
-
-/// Who Postfix runs as.
-struct Identities {
-    mail_owner: Account,
-    setgid_group: Group,
-    default_privs: Account,
-}
-
-impl Identities {
-    fn check(reader: &Reader<'_, '_>, accounts: &dyn Accounts) -> Result<Self, Error> {
-        let default_privs = user(reader, accounts, "default_privs")?;
-        let mail_owner = user(reader, accounts, "mail_owner")?;
-        let owner = display(&mail_owner.name);
-        if let Some(other) = accounts
-            .user_by_id(mail_owner.uid)
-            .filter(|other| other.name != mail_owner.name)
-        {
-            return Err(reader.fault(&format!(
-                "parameter mail_owner: user {owner} has the same user ID {} as user {}",
-                mail_owner.uid,
-                display(&other.name)
-            )));
-        }
-        let setgid_group = group(reader, accounts)?;
-        let (privs, group) = (display(&default_privs.name), display(&setgid_group.name));
-        let overlap = if default_privs.name == mail_owner.name {
-            format!("parameters default_privs and mail_owner specify the same user {privs}")
-        } else if default_privs.uid == mail_owner.uid {
-            format!(
-                "parameters default_privs and mail_owner: users {privs} and {owner} have the same user ID: {}",
-                mail_owner.uid
-            )
-        } else if default_privs.gid == mail_owner.gid {
-            format!(
-                "parameters default_privs and mail_owner: users {privs} and {owner} have the same group ID: {}",
-                mail_owner.gid
-            )
-        } else if default_privs.gid == setgid_group.gid {
-            format!(
-                "parameters default_privs and setgid_group: user {privs} and group {group} have the same group ID: {}",
-                setgid_group.gid
-            )
-        } else if mail_owner.gid == setgid_group.gid {
-            format!(
-                "parameters mail_owner and setgid_group: user {owner} and group {group} have the same group ID: {}",
-                setgid_group.gid
-            )
-        } else {
-            return Ok(Self {
-                mail_owner,
-                setgid_group,
-                default_privs,
-            });
-        };
-        Err(reader.fault(&overlap))
-    }
-}
-
-fn user(
-    reader: &Reader<'_, '_>,
-    accounts: &dyn Accounts,
-    parameter: &str,
-) -> Result<Account, Error> {
-    let name = reader.text(parameter);
-    let shown = display(name);
-    let fault = |text: String| Err(reader.fault(&format!("parameter {parameter}: {text}")));
-    match accounts.user_by_name(name) {
-        None => fault(format!("unknown user name value: {shown}")),
-        Some(account) if account.uid == 0 => fault(format!("user {shown} has privileged user ID")),
-        Some(account) if account.gid == 0 => fault(format!("user {shown} has privileged group ID")),
-        Some(account) => Ok(Account {
-            name: name.to_vec(),
-            ..account
-        }),
-    }
-}
-
-fn group(reader: &Reader<'_, '_>, accounts: &dyn Accounts) -> Result<Group, Error> {
-    let name = reader.text("setgid_group");
-    let shown = display(name);
-    let fault = |text: String| Err(reader.fault(&format!("parameter setgid_group: {text}")));
-    let gid = match accounts.group_by_name(name) {
-        None => return fault(format!("unknown group name: {shown}")),
-        Some(Group { gid: 0, .. }) => {
-            return fault(format!("group {shown} has privileged group ID"));
-        }
-        Some(group) => group.gid,
-    };
-    match accounts.group_by_id(gid) {
-        Some(other) if other.name != name => fault(format!(
-            "group {shown} has the same group ID {gid} as group {}",
-            display(&other.name)
-        )),
-        _ => Ok(Group {
-            name: name.to_vec(),
-            gid,
-        }),
-    }
 }
 
 fn check_settings(reader: &Reader<'_, '_>) -> Result<(), Error> {

@@ -10,6 +10,7 @@ mod client_files;
 mod master;
 mod options;
 mod registry;
+mod scan;
 mod show;
 #[cfg(test)]
 mod tests;
@@ -54,6 +55,12 @@ pub trait Files {
     /// # Errors
     /// [`FileFault`].
     fn read(&self, path: &[u8]) -> Result<Vec<u8>, FileFault>;
+
+    /// The text of a file that must be a regular one.
+    ///
+    /// # Errors
+    /// [`FileFault`].
+    fn read_regular(&self, path: &[u8]) -> Result<Vec<u8>, FileFault>;
 }
 
 /// Why a file could not be read. The texts are the system's, such as `No such file or directory`.

@@ -16,6 +16,10 @@ impl Files for Memory {
         let missing = || FileFault::Open("No such file or directory".to_owned());
         self.0.get(path).cloned().ok_or_else(missing)
     }
+
+    fn read_regular(&self, path: &[u8]) -> Result<Vec<u8>, FileFault> {
+        self.read(path)
+    }
 }
 
 fn postconf(main: &[u8], master: &[u8], arguments: &[&str]) -> (String, String, u8) {

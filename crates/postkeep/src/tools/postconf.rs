@@ -3,9 +3,8 @@
 
 use std::ffi::OsStr;
 use std::fs;
-use std::io::{self, Read as _, Write as _};
+use std::io::{self, Read as _};
 use std::os::unix::ffi::OsStrExt as _;
-use std::path::Path;
 use std::process::ExitCode;
 use std::time::{Duration, SystemTime};
 
@@ -73,7 +72,7 @@ impl Files for Disk {
         let mut readings = Vec::new();
         let mut before = SystemTime::now();
         loop {
-            let (text, modified) = read(path, false)?;
+            let (text, modified) = read(path)?;
             readings.push(text);
             let after = SystemTime::now();
             if !is_hot(modified, before, after) || readings.len() >= READINGS_LIMIT {
@@ -85,21 +84,30 @@ impl Files for Disk {
     }
 
     fn read(&self, path: &[u8]) -> Result<Vec<u8>, FileFault> {
-        read(path, true).map(|(text, _)| text)
+        read(path).map(|(text, _)| text)
+    }
+
+    fn read_regular(&self, path: &[u8]) -> Result<Vec<u8>, FileFault> {
+        // Asked before opening, which would wait for the writer of a named pipe.
+        let metadata = fs::metadata(OsStr::from_bytes(path)).map_err(|error| open_fault(&error))?;
+        if !metadata.is_file() {
+            return Err(FileFault::NotRegular);
+        }
+        self.read(path)
+    }
+}
+
+fn open_fault(error: &io::Error) -> FileFault {
+    match error.kind() {
+        io::ErrorKind::PermissionDenied => FileFault::Denied(error_text(error)),
+        _ => FileFault::Open(error_text(error)),
     }
 }
 
 /// A file's text, and when it was changed last.
-fn read(path: &[u8], regular_only: bool) -> Result<(Vec<u8>, SystemTime), FileFault> {
-    let open_fault = |error: io::Error| match error.kind() {
-        io::ErrorKind::PermissionDenied => FileFault::Denied(error_text(&error)),
-        _ => FileFault::Open(error_text(&error)),
-    };
+fn read(path: &[u8]) -> Result<(Vec<u8>, SystemTime), FileFault> {
     let read_fault = |error: io::Error| FileFault::Read(error_text(&error));
-    let mut file = fs::File::open(Path::new(OsStr::from_bytes(path))).map_err(open_fault)?;
-    if regular_only && !file.metadata().map_err(read_fault)?.is_file() {
-        return Err(FileFault::NotRegular);
-    }
+    let mut file = fs::File::open(OsStr::from_bytes(path)).map_err(|error| open_fault(&error))?;
     let mut text = Vec::new();
     file.read_to_end(&mut text).map_err(read_fault)?;
     let modified = file.metadata().and_then(|metadata| metadata.modified());
@@ -114,7 +122,7 @@ mod tests {
     fn faults_say_what_the_system_said() {
         let missing = FileFault::Open("No such file or directory".to_owned());
         assert_eq!(Disk.read(b"/nonexistent/main.cf"), Err(missing));
-        assert_eq!(Disk.read(b"/"), Err(FileFault::NotRegular));
+        assert_eq!(Disk.read_regular(b"/"), Err(FileFault::NotRegular));
         assert_eq!(
             Disk.read_settled(b"/"),
             Err(FileFault::Read("Is a directory".to_owned()))
