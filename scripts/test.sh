@@ -33,7 +33,7 @@ if ! command -v cargo-deny >/dev/null; then
         echo 'cargo-deny cannot be installed here'
 fi
 if command -v cargo-deny >/dev/null; then
-    cargo deny --offline --log-level warn check bans licenses sources
+    cargo deny --log-level error check bans licenses sources
 fi
 
 step 'build'

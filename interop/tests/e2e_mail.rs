@@ -212,8 +212,14 @@ fn verification_results_are_stored_and_found(implementation: Implementation) -> 
     );
 
     // And the server of the table keeps it across its own death.
-    let servers = relay.postfix.kill("proxymap");
-    ensure!(servers >= 1, "no lookup table server was running");
+    let writers = relay
+        .postfix
+        .processes("proxymap")
+        .iter()
+        .filter(|(_, arguments)| arguments.iter().any(|argument| argument == "proxywrite"))
+        .count();
+    ensure!(writers == 1, "{writers} proxywrite processes, not one");
+    relay.postfix.kill("proxymap");
     ensure!(relay.postfix.kill("verify") == 1, "verify was not running");
     let reply = recipient_reply(port, "good@verified.test")?;
     ensure!(reply.starts_with("250 "), "found after a crash: {reply}");
@@ -261,7 +267,7 @@ fn crashes_under_load(implementation: Implementation) -> Result<()> {
     let Some(mut relay) = relay(implementation)? else {
         return Ok(());
     };
-    let mut killed = 0;
+    let mut killed = [0, 0];
     relay.deliver(
         &format!("{implementation:?}, daemons killed under load"),
         |relay| {
@@ -271,12 +277,17 @@ fn crashes_under_load(implementation: Implementation) -> Result<()> {
                 thread::sleep(Duration::from_millis(200));
                 let servers = relay.postfix.kill("proxymap");
                 println!("{implementation:?}: killed {caches} scache, {servers} proxymap");
-                killed += usize::from(caches > 0) + usize::from(servers > 0);
+                killed[0] += usize::from(caches > 0);
+                killed[1] += usize::from(servers > 0);
             }
             Ok(())
         },
     )?;
-    ensure!(killed == 6, "only {killed} of 6 kills met a process");
+    // A kill may meet nobody: the last one's successor is started when a client comes.
+    ensure!(
+        killed.iter().all(|&times| times >= 2),
+        "kills that met a process: {killed:?}"
+    );
     relay
         .postfix
         .log()

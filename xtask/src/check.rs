@@ -24,7 +24,7 @@ fn licences() -> Result<()> {
         eprintln!("SKIP: cargo-deny is not installed");
         return Ok(());
     }
-    execute(cargo().args(["deny", "--offline", "check", "bans", "licenses", "sources"]))
+    execute(cargo().args(["deny", "check", "bans", "licenses", "sources"]))
 }
 
 pub(crate) fn run(options: &Options) -> Result<()> {
