@@ -12,6 +12,7 @@ mod compact;
 mod context;
 mod file_values;
 mod fold;
+mod indexed;
 mod layer;
 mod source;
 mod surrogate;

@@ -17,15 +17,12 @@
 //! empty key is not found.
 
 use std::collections::BTreeMap;
-use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::MetadataExt as _;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
-use std::time::{Duration, SystemTime};
 
-use log::warn;
 use postkeep_sys::lmdb::{Environment, Error, Options, Reader};
 use postkeep_sys::lock::Kind;
 use postkeep_table::{
@@ -33,6 +30,7 @@ use postkeep_table::{
     TableName, Watch,
 };
 
+use crate::indexed::{self, Form, duplicate, forms, text, warn_when_older, with_suffix};
 use crate::table_type::{Capabilities, Request, TableType};
 use crate::{BuildError, BuildMode, Builder, Caller};
 
@@ -51,16 +49,6 @@ pub(crate) static TABLE_TYPE: TableType = TableType {
 /// The longest key that LMDB stores.
 const LONGEST_KEY: usize = 511;
 
-/// A database younger than this is not compared with its source, which may be in the making.
-const FRESH: Duration = Duration::from_secs(100);
-
-/// Whether keys are stored with a NUL behind them.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Form {
-    WithNul,
-    Plain,
-}
-
 struct Lmdb {
     name: TableName,
     flags: Flags,
@@ -70,7 +58,7 @@ struct Lmdb {
     environment: RwLock<Arc<Environment>>,
     /// The form in which a key was found: 0 not known, 1 with NUL, 2 plain.
     seen: AtomicU8,
-    owner: u32,
+    owner: Owner,
 }
 
 fn open(request: &Request<'_>) -> Result<Arc<dyn Table>, OpenError> {
@@ -80,32 +68,42 @@ fn open(request: &Request<'_>) -> Result<Arc<dyn Table>, OpenError> {
 fn open_table(request: &Request<'_>) -> Result<Lmdb, OpenError> {
     let write = request.access == Access::ReadWrite;
     let (path, options, environment) = open_environment(request, write)?;
-    if request.flags.contains(Flags::LOCK) {
-        warn_when_older(&path, request.name, &environment);
+    let metadata = environment.file().metadata().ok();
+    if let Some(metadata) = &metadata
+        && request.flags.contains(Flags::LOCK)
+    {
+        warn_when_older(&path, metadata, request.name.name());
     }
-    let owner = environment
-        .file()
-        .metadata()
-        .map_or(u32::MAX, |metadata| metadata.uid());
     Ok(Lmdb {
         name: request.name.clone(),
-        flags: request.fixed_flags() | Flags::MULTI_WRITER,
+        flags: shown_flags(request.fixed_flags()),
         path,
         options,
         caller: request.context.caller,
         environment: RwLock::new(Arc::new(environment)),
         seen: AtomicU8::new(0),
-        owner,
+        owner: metadata.map_or(Owner::Unknown, |metadata| indexed::owner(metadata.uid())),
     })
+}
+
+/// What an open table says about itself: several writers are safe, so the one lock for as long as it is open
+/// becomes a lock around each access; and which forms of keys are tried.
+fn shown_flags(mut flags: Flags) -> Flags {
+    if flags.contains(Flags::OPEN_LOCK) {
+        flags.remove(Flags::OPEN_LOCK);
+        flags.insert(Flags::LOCK);
+    }
+    if !flags.intersects(Flags::TRY0NULL | Flags::TRY1NULL) {
+        flags.insert(Flags::TRY0NULL | Flags::TRY1NULL);
+    }
+    flags | Flags::MULTI_WRITER
 }
 
 fn open_environment(
     request: &Request<'_>,
     write: bool,
 ) -> Result<(PathBuf, Options, Environment), OpenError> {
-    let mut path = request.name.name().to_vec();
-    path.extend_from_slice(b".lmdb");
-    let path = PathBuf::from(OsStr::from_bytes(&path));
+    let path = with_suffix(request.name.name(), ".lmdb");
     let options = Options {
         write,
         map_size: request.context.lmdb_map_size,
@@ -119,48 +117,6 @@ fn open_environment(
     Ok((path, options, environment))
 }
 
-/// Warns about a source that was changed after the table was made, but not just now.
-fn warn_when_older(path: &Path, name: &TableName, environment: &Environment) {
-    let source = Path::new(OsStr::from_bytes(name.name()));
-    let modified = |metadata: std::fs::Metadata| metadata.modified();
-    let (Ok(made), Ok(changed)) = (
-        environment.file().metadata().and_then(modified),
-        std::fs::metadata(source).and_then(modified),
-    ) else {
-        return;
-    };
-    let settled = SystemTime::now()
-        .duration_since(changed)
-        .is_ok_and(|age| age > FRESH);
-    // The reference compares whole seconds.
-    let seconds = |time: SystemTime| {
-        time.duration_since(SystemTime::UNIX_EPOCH)
-            .map_or(0, |since| since.as_secs())
-    };
-    if seconds(changed) > seconds(made) && settled {
-        warn!(
-            "database {} is older than source file {}",
-            Printable(path.as_os_str().as_bytes()),
-            Printable(name.name())
-        );
-    }
-}
-
-/// The forms that the flags allow: those of the request, where it is particular, otherwise the table's.
-fn forms(table: Flags, request: Flags) -> &'static [Form] {
-    for flags in [request, table] {
-        match (
-            flags.contains(Flags::TRY1NULL),
-            flags.contains(Flags::TRY0NULL),
-        ) {
-            (true, false) => return &[Form::WithNul],
-            (false, true) => return &[Form::Plain],
-            _ => {}
-        }
-    }
-    &[Form::WithNul, Form::Plain]
-}
-
 /// A key in its stored form, without allocating; `None` when it is too long to be stored.
 fn stored<'b>(key: &[u8], form: Form, buffer: &'b mut [u8; LONGEST_KEY]) -> Option<&'b [u8]> {
     let length = key.len() + usize::from(form == Form::WithNul);
@@ -170,11 +126,6 @@ fn stored<'b>(key: &[u8], form: Form, buffer: &'b mut [u8; LONGEST_KEY]) -> Opti
         stored[key.len()] = 0;
     }
     Some(stored)
-}
-
-/// Keys and values end at the first NUL.
-fn text(bytes: &[u8]) -> &[u8] {
-    memchr::memchr(0, bytes).map_or(bytes, |end| &bytes[..end])
 }
 
 impl Lmdb {
@@ -377,34 +328,12 @@ impl Table for Lmdb {
     }
 
     fn owner(&self) -> Owner {
-        match self.owner {
-            0 => Owner::Trusted,
-            u32::MAX => Owner::Unknown,
-            uid => Owner::User(uid),
-        }
+        self.owner
     }
 }
 
 fn stored_value(value: &[u8], form: Form) -> Vec<u8> {
-    let mut stored = Vec::with_capacity(value.len() + 1);
-    stored.extend_from_slice(value);
-    if form == Form::WithNul {
-        stored.push(0);
-    }
-    stored
-}
-
-/// What follows from an entry that is there already; the text when it is a fault.
-fn duplicate(name: &TableName, flags: Flags, key: &[u8]) -> Option<String> {
-    let text = format!("{name}: duplicate entry: \"{}\"", Printable(key));
-    if flags.contains(Flags::DUP_IGNORE) {
-        return None;
-    }
-    if flags.contains(Flags::DUP_WARN) {
-        warn!("{text}");
-        return None;
-    }
-    Some(text)
+    [value, form.tail()].concat()
 }
 
 fn build(request: &Request<'_>, mode: BuildMode) -> Result<Box<dyn Builder>, OpenError> {
