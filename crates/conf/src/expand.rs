@@ -32,7 +32,7 @@ const TOTAL_DEPTH_LIMIT: u32 = 400;
 /// Bytes that one expansion may produce.
 const OUTPUT_LIMIT: usize = 16 << 20;
 /// Bytes that one expansion may look at: values that name each other twice multiply without producing anything.
-const WORK_LIMIT: usize = 64 << 20;
+const WORK_LIMIT: usize = 16 << 20;
 /// What a text costs beside its length.
 const WORK_PER_TEXT: usize = 64;
 /// Warnings that one expansion may give.

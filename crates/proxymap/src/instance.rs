@@ -91,12 +91,22 @@ pub(crate) enum Current {
         table: Arc<dyn Table>,
         /// Its flags beyond those it was opened with.
         own: Flags,
+        /// Those it was opened with that it does not have: it does something better instead.
+        without: Flags,
     },
     /// It could not be opened, and why.
     Surrogate(String),
 }
 
 impl Current {
+    /// The flags of an `open` request that are not in the reply.
+    pub(crate) fn without(&self) -> Flags {
+        match self {
+            Self::Open { without, .. } => *without,
+            Self::Unopened | Self::Surrogate(_) => Flags::empty(),
+        }
+    }
+
     /// The flags that this adds to those of an `open` request in the reply.
     pub(crate) fn own(&self, generation: Generation) -> Flags {
         match (self, generation) {
@@ -242,8 +252,12 @@ impl Instance {
             // Our own updates change the file.
             Role::Write => Watched::default(),
         };
-        let own = table.flags() - self.flags;
-        Ok((Current::Open { table, own }, watched))
+        let current = Current::Open {
+            own: table.flags() - self.flags,
+            without: self.flags - table.flags(),
+            table,
+        };
+        Ok((current, watched))
     }
 
     /// Opens the table anew and swaps it in when its files have changed; the old one serves on meanwhile, and

@@ -58,7 +58,7 @@ fn forced(operation: Operation) -> Flags {
 /// surrogate.
 pub(crate) fn reply_flags(current: &Current, generation: Generation, ask: &Ask<'_>) -> Flags {
     if ask.operation == Operation::Open {
-        return ask.flags | current.own(generation);
+        return (ask.flags - current.without()) | current.own(generation);
     }
     let mut flags = ask.flags | forced(ask.operation);
     if let Current::Open { own, .. } = current
