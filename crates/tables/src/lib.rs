@@ -19,6 +19,7 @@ mod surrogate;
 mod table_type;
 
 pub use build::{BuildError, BuildMode, Builder};
+pub use cdb::reader as cdb_file;
 pub use context::{Caller, Context};
 pub use file_values::{FileValueError, decode as decode_file_value, read_file_values};
 pub use fold::fold_key;
@@ -42,7 +43,7 @@ macro_rules! table_types {
 }
 
 table_types! {
-    debug, environ, fail, inline, internal, lmdb, proxy, #[cfg(feature = "test-tables")] slow, r#static, texthash, unix,
+    cdb, debug, environ, fail, inline, internal, lmdb, proxy, #[cfg(feature = "test-tables")] slow, r#static, texthash, unix,
 }
 
 /// All table types, by name.

@@ -24,7 +24,7 @@ fn example(kind: &TableType, directory: &Path) -> TableName {
         "inline" => "{key=value,other=thing}".to_owned(),
         "static" => "value".to_owned(),
         "unix" => "passwd.byname".to_owned(),
-        "lmdb" | "texthash" => file,
+        "cdb" | "lmdb" | "texthash" => file,
         other => panic!("the contract has no example of {other}: tables"),
     };
     TableName::parse(format!("{}:{rest}", kind.name).as_bytes()).unwrap()
