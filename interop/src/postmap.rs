@@ -64,6 +64,11 @@ impl Sides {
         })
     }
 
+    /// Where the directories are.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
     /// An empty directory.
     pub fn directory(&self, name: &str) -> PathBuf {
         let path = self.root.join(name);
@@ -87,9 +92,12 @@ impl Sides {
             .stderr(Stdio::piped())
             .spawn()
             .unwrap();
-        // A program that does not want its input closes it.
-        let _ = child.stdin.take().unwrap().write_all(input);
-        let output = child.wait_with_output().unwrap();
+        let mut stdin = child.stdin.take().unwrap();
+        let output = std::thread::scope(|scope| {
+            // Beside the reading, because both may be long. A program that does not want its input closes it.
+            scope.spawn(move || drop(stdin.write_all(input)));
+            child.wait_with_output().unwrap()
+        });
         Outcome {
             exit: output.status.code(),
             stdout: output.stdout,
@@ -97,7 +105,7 @@ impl Sides {
         }
     }
 
-    /// Runs the same in two directories that were prepared the same way.
+    /// Runs the same in two directories that were prepared the same way; nothing may differ.
     pub fn compare(
         &self,
         places: [&Path; 2],
@@ -106,6 +114,19 @@ impl Sides {
         unordered: bool,
         note: &str,
     ) {
+        if let Some(difference) = self.difference(places, words, input, unordered) {
+            panic!("{note}: {difference}");
+        }
+    }
+
+    /// Runs the same in two directories that were prepared the same way, and says what differs.
+    pub fn difference(
+        &self,
+        places: [&Path; 2],
+        words: &[&str],
+        input: &[u8],
+        unordered: bool,
+    ) -> Option<String> {
         let mut real = self.run(&self.real, places[0], words, input);
         let mut ours = self.run(&self.ours, places[1], words, input);
         if unordered {
@@ -121,17 +142,36 @@ impl Sides {
                 outcome.stderr = warnings.join("\n");
             }
         }
-        assert!(
-            real == ours,
-            "{note}: {words:?} with input \"{}\"\nreal: {} {:?}\n{}\nours: {} {:?}\n{}",
+        if real == ours {
+            return None;
+        }
+        // Of long outputs, what follows the first difference is enough.
+        let same = |one: &[u8], other: &[u8]| {
+            one.iter()
+                .zip(other)
+                .take_while(|(one, other)| one == other)
+                .count()
+        };
+        let start = same(&real.stdout, &ours.stdout).saturating_sub(100);
+        let show = |side: &Outcome| {
+            let end = side.stdout.len().min(start + 500);
+            format!(
+                "[{start}..] {} {:?}\n{}",
+                side.stdout
+                    .get(start..end)
+                    .unwrap_or_default()
+                    .escape_ascii(),
+                side.exit,
+                side.stderr
+            )
+        };
+        let input = &input[..input.len().min(1000)];
+        Some(format!(
+            "{words:?} with input \"{}\"\nreal: {}\nours: {}",
             input.escape_ascii(),
-            real.stdout.escape_ascii(),
-            real.exit,
-            real.stderr,
-            ours.stdout.escape_ascii(),
-            ours.exit,
-            ours.stderr
-        );
+            show(&real),
+            show(&ours)
+        ))
     }
 }
 
@@ -141,6 +181,26 @@ pub fn write_old(path: &Path, text: &[u8]) {
     file.write_all(text).unwrap();
     file.set_modified(SystemTime::now() - Duration::from_secs(50_000))
         .unwrap();
+}
+
+/// The fewest lines of a text for which `fails` still holds, found by leaving out one piece after the other.
+pub fn shrink(text: &[u8], mut fails: impl FnMut(&[u8]) -> bool) -> Vec<u8> {
+    let mut lines: Vec<&[u8]> = text.split_inclusive(|&byte| byte == b'\n').collect();
+    let mut size = lines.len() / 2;
+    while size > 0 {
+        let mut start = 0;
+        while start < lines.len() {
+            let mut fewer = lines.clone();
+            fewer.drain(start..lines.len().min(start + size));
+            if fails(&fewer.concat()) {
+                lines = fewer;
+            } else {
+                start += size;
+            }
+        }
+        size /= 2;
+    }
+    lines.concat()
 }
 
 /// Pseudo-random numbers that are the same each time.
@@ -273,4 +333,21 @@ pub fn words<'a>(command: &'a str, options: &'a str, rest: &[&'a str]) -> Vec<&'
     }
     words.extend_from_slice(rest);
     words
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shrinking_keeps_what_matters() {
+        let text = b"a\nb\nc\nd\ne\nf\ng";
+        let has = |text: &[u8], line: u8| text.contains(&line);
+        assert_eq!(
+            shrink(text, |text| has(text, b'b') && has(text, b'g')),
+            b"b\ng"
+        );
+        assert_eq!(shrink(text, |_| true), b"");
+        assert_eq!(shrink(text, |_| false), text);
+    }
 }

@@ -97,13 +97,21 @@ fn open(request: &Request<'_>) -> Result<Arc<dyn Table>, OpenError> {
         .map_err(|error| OpenError::Unavailable(error.to_string()))?;
     Ok(Arc::new(Cdb {
         name,
-        flags: request.fixed_flags(),
+        flags: shown_flags(request.fixed_flags()),
         reader,
         path,
         caller: request.context.caller,
         owner: owner(metadata.uid()),
         reported: AtomicBool::new(false),
     }))
+}
+
+/// What an open table says about itself: which forms of keys are tried.
+fn shown_flags(mut flags: Flags) -> Flags {
+    if !flags.intersects(Flags::TRY0NULL | Flags::TRY1NULL) {
+        flags.insert(Flags::TRY0NULL | Flags::TRY1NULL);
+    }
+    flags
 }
 
 /// Why there is nothing to ask.
