@@ -14,6 +14,7 @@ use std::time::Duration;
 use postkeep_conf::{Dictionary, Release};
 use postkeep_proxymap::approve::{List, Listing, Notice, Rules};
 use postkeep_scache::{Cache, Conversation, Limits as CacheLimits, Next, Settings};
+use postkeep_tables::cdb_file::{Damage, Reader};
 use postkeep_wire::duplex::{Inbox, Outbox};
 use postkeep_wire::encode::ListWriter;
 use postkeep_wire::proxymap::Generation;
@@ -26,6 +27,7 @@ pub type Target = (&'static str, fn(&[u8]));
 /// All targets, by the name of their file in `fuzz/fuzz_targets` and of their directory in `fuzz/regressions`.
 pub const TARGETS: &[Target] = &[
     ("approval_list", approval_list),
+    ("cdb_file", cdb_file),
     ("main_cf", main_cf),
     ("proxymap_requests", proxymap_requests),
     ("scache_conversation", scache_conversation),
@@ -440,5 +442,109 @@ pub fn approval_list(data: &[u8]) {
     if !text.contains(&b'{') && !text.contains(&0) {
         let (twice, _) = approve(&[text, b" ", text].concat());
         assert_eq!(twice, approved);
+    }
+}
+
+/// A cdb file as the description of the format has it, made without the code under test.
+fn cdb_of(entries: &[(&[u8], &[u8])]) -> Vec<u8> {
+    let number = |number: usize| u32::try_from(number).expect("small").to_le_bytes();
+    let hash = |key: &[u8]| {
+        key.iter().fold(5381_u32, |hash, &byte| {
+            (hash << 5).wrapping_add(hash) ^ u32::from(byte)
+        }) as usize
+    };
+    let mut file = vec![0; 2048];
+    let mut known = Vec::new();
+    for (key, value) in entries {
+        known.push((hash(key), file.len()));
+        file.extend([number(key.len()), number(value.len())].concat());
+        file.extend([*key, *value].concat());
+    }
+    for table in 0..256 {
+        let inside: Vec<_> = known
+            .iter()
+            .filter(|(hash, _)| hash % 256 == table)
+            .collect();
+        let mut slots = vec![(0, 0); inside.len() * 2];
+        for &&(hash, at) in &inside {
+            let mut slot = hash / 256 % slots.len();
+            while slots[slot].1 != 0 {
+                slot = (slot + 1) % slots.len();
+            }
+            slots[slot] = (hash, at);
+        }
+        let place = [number(file.len()), number(slots.len())].concat();
+        file[table * 8..table * 8 + 8].copy_from_slice(&place);
+        for (hash, at) in slots {
+            file.extend([number(hash), number(at)].concat());
+        }
+    }
+    file
+}
+
+/// A damaged cdb file, given whole or, when short, as changes to a good one: whatever is found or listed lies inside
+/// the file, a walk ends, and what is listed in a good one is found.
+pub fn cdb_file(data: &[u8]) {
+    let entries: [(&[u8], &[u8]); 6] = [
+        (b"a", b"1"),
+        (b"key\0", b"value\0"),
+        (b"", b""),
+        (&[b'k'; 300], b"x"),
+        (b"a", b"again"),
+        (b"b", &[b'v'; 700]),
+    ];
+    let good = cdb_of(&entries);
+    let mut file = data.to_vec();
+    if data.len() < 2048 {
+        file.clone_from(&good);
+        for change in data.chunks_exact(3) {
+            let at = usize::from(u16::from_le_bytes([change[0], change[1]])) % file.len();
+            file[at] = change[2];
+        }
+        if data.len() % 3 == 1 {
+            file.truncate(file.len() - usize::from(data[data.len() - 1]));
+        }
+    }
+    let length = file.len();
+    let Ok(reader) = Reader::from_bytes(file.clone()) else {
+        assert_ne!(file, good);
+        return;
+    };
+    let find = |key: &[u8], tail: &[u8]| -> Result<Option<Vec<u8>>, Damage> {
+        let Some(record) = reader.find(key, tail)? else {
+            return Ok(None);
+        };
+        let mut value = Vec::new();
+        reader.append_value(record, &mut value)?;
+        assert!(value.len() <= length);
+        Ok(Some(value))
+    };
+    let mut at = reader.first();
+    let mut count = 0;
+    while let Ok(Some(record)) = reader.record(at) {
+        let mut key = Vec::new();
+        reader
+            .append_stored_key(record, &mut key)
+            .expect("it lies inside the file");
+        let found = find(&key, b"");
+        if file == good {
+            let first = entries
+                .iter()
+                .find(|(known, _)| *known == key)
+                .expect("it was stored");
+            let first = first.1.strip_suffix(b"\0").unwrap_or(first.1);
+            assert_eq!(found.expect("no damage").as_deref(), Some(first));
+        }
+        assert!(matches!(reader.record_of(at, &key), Ok(Some(again)) if again == record));
+        assert!(record.next() > at);
+        at = record.next();
+        count += 1;
+        assert!(count <= length / 8);
+    }
+    if file == good {
+        assert_eq!(count, entries.len());
+    }
+    for key in [&b"key"[..], b"none", b""] {
+        let _ = find(key, b"\0");
     }
 }
