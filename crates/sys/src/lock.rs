@@ -324,6 +324,9 @@ mod tests {
                 });
             }
             let start = Instant::now();
+            while reads.load(Ordering::Relaxed) == 0 && start.elapsed() < Duration::from_secs(20) {
+                std::thread::yield_now();
+            }
             for _ in 0..5 {
                 drop(theirs.write().unwrap());
             }
