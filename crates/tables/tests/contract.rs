@@ -264,3 +264,142 @@ fn many_threads_may_ask_at_once() {
         });
     });
 }
+
+/// Types whose tables are files that are made from entries.
+fn built_types() -> impl Iterator<Item = &'static TableType> {
+    types().filter(|kind| {
+        kind.capabilities
+            .contains(Capabilities::BUILD.union(Capabilities::FILE))
+    })
+}
+
+/// Makes a table of so many entries, `key0` = `value0` and so on, and opens it.
+fn make(kind: &TableType, directory: &Path, flags: Flags, entries: u32) -> Arc<dyn Table> {
+    let registry = Registry::new(Context::default());
+    let name = example(kind, directory);
+    let mut builder = registry.build(&name, BuildMode::Create, flags).unwrap();
+    for number in 0..entries {
+        let outcome = builder.add(
+            flags,
+            format!("key{number}").as_bytes(),
+            format!("value{number}").as_bytes(),
+        );
+        assert_eq!(outcome.unwrap(), Outcome::Done, "{}", kind.name);
+    }
+    builder.finish().unwrap();
+    registry.open(&name, Access::Read, Flags::empty()).unwrap()
+}
+
+/// The value of a key, which has to be that of [`make`]; `None` also for an error.
+fn answer(kind: &TableType, table: &dyn Table, number: u32) -> Option<()> {
+    let mut value = Vec::new();
+    let key = format!("key{number}");
+    match table.lookup(Flags::empty(), key.as_bytes(), &mut value) {
+        Ok(Outcome::Done) => {
+            assert_eq!(value, format!("value{number}").as_bytes(), "{}", kind.name);
+            Some(())
+        }
+        Ok(Outcome::Absent) | Err(_) => {
+            assert!(value.is_empty(), "{}", kind.name);
+            None
+        }
+    }
+}
+
+#[test]
+fn a_table_of_any_size_and_either_form_holds_what_was_stored() {
+    for kind in built_types() {
+        for form in [Flags::empty(), Flags::TRY0NULL, Flags::TRY1NULL] {
+            for entries in [0, 1, 3000] {
+                let directory = tempfile::tempdir().unwrap();
+                let table = make(kind, directory.path(), form, entries);
+                for number in 0..entries {
+                    assert_eq!(
+                        answer(kind, &*table, number),
+                        Some(()),
+                        "{} {form:?} {number}",
+                        kind.name
+                    );
+                }
+                assert_eq!(answer(kind, &*table, entries), None, "{}", kind.name);
+            }
+        }
+    }
+}
+
+#[test]
+fn a_builder_that_is_dropped_leaves_the_old_table_and_no_other_file() {
+    for kind in built_types() {
+        let directory = tempfile::tempdir().unwrap();
+        drop(make(kind, directory.path(), Flags::empty(), 2));
+        let files = || {
+            let mut names: Vec<_> = std::fs::read_dir(directory.path())
+                .unwrap()
+                .map(|entry| entry.unwrap().file_name())
+                .collect();
+            names.sort();
+            names
+        };
+        let before = files();
+        let registry = Registry::new(Context::default());
+        let name = example(kind, directory.path());
+        let mut builder = registry
+            .build(&name, BuildMode::Create, Flags::empty())
+            .unwrap();
+        builder.add(Flags::empty(), b"key0", b"changed").unwrap();
+        drop(builder);
+        assert_eq!(files(), before, "{}", kind.name);
+        let table = registry.open(&name, Access::Read, Flags::empty()).unwrap();
+        for number in 0..2 {
+            assert_eq!(answer(kind, &*table, number), Some(()), "{}", kind.name);
+        }
+    }
+}
+
+#[test]
+fn a_file_that_is_cut_off_gives_no_wrong_answer() {
+    for kind in built_types() {
+        let directory = tempfile::tempdir().unwrap();
+        let table = make(kind, directory.path(), Flags::empty(), 300);
+        let path = table.watches()[0].path.clone();
+        drop(table);
+        let whole = std::fs::read(&path).unwrap();
+        let registry = Registry::new(Context::default());
+        let name = example(kind, directory.path());
+        for part in 0..40 {
+            std::fs::write(&path, &whole[..whole.len() * part / 40]).unwrap();
+            if let Ok(table) = registry.open(&name, Access::Read, Flags::empty()) {
+                for number in 0..300 {
+                    let _ = answer(kind, &*table, number);
+                }
+            }
+        }
+    }
+}
+
+/// As the lookup table server does it when a table is replaced while a client walks through it.
+#[test]
+fn a_walk_goes_on_in_the_table_that_was_opened_anew() {
+    for kind in types().filter(|kind| {
+        kind.capabilities
+            .contains(Capabilities::FILE.union(Capabilities::SEQUENCE))
+    }) {
+        let directory = tempfile::tempdir().unwrap();
+        let mut cursor = Cursor::default();
+        let mut step = Step::First;
+        let mut seen = std::collections::BTreeSet::new();
+        loop {
+            let table = open(kind, directory.path(), Access::Read, Flags::empty()).unwrap();
+            let (mut key, mut value) = (Vec::new(), Vec::new());
+            let outcome = table
+                .sequence(Flags::empty(), step, &mut cursor, &mut key, &mut value)
+                .unwrap();
+            if outcome == Outcome::Absent {
+                break;
+            }
+            assert!(seen.insert(key), "{}", kind.name);
+            step = Step::Next;
+        }
+        assert_eq!(seen.len(), 2, "{}", kind.name);
+    }
+}

@@ -1,0 +1,321 @@
+//! Tables that are replaced ten times a second while clients look things up: no lookup fails, none sees a table half
+//! written, and a broken version leaves the last good one in use, with one line in the log.
+//!
+//! Each version of a table stores its number under every key, so that an answer tells which version it is from.
+//! Versions are made by our postmap(1) and by the installed one in turn; text is written beside the old file and
+//! renamed over it. The reference ends its process for each change, which drops all clients.
+//!
+//! `POSTKEEP_RELOAD_LOOKUPS` in the environment says how many lookups to make: ten million take some minutes.
+#![allow(
+    clippy::unwrap_used,
+    reason = "a test may stop where it finds something wrong"
+)]
+
+use std::fmt::Write as _;
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use postkeep_interop::postmap::Sides;
+use postkeep_testkit::stand_in::Plan;
+use postkeep_testkit::{Implementation, Scratch, StandIn};
+
+/// Type and file of each table.
+const TABLES: [(&str, &str); 3] = [("cdb", "c"), ("lmdb", "l"), ("texthash", "x")];
+
+/// How many keys each table has.
+const KEYS: u64 = 200;
+
+/// How many clients ask at the same time.
+const CLIENTS: u64 = 4;
+
+/// How many lookups a client sends before it reads the answers.
+const BATCH: u64 = 16;
+
+/// How often tables are replaced.
+const PERIOD: Duration = Duration::from_millis(100);
+
+/// How many good versions there are before a broken one.
+const GOOD: u64 = 20;
+
+/// How long a broken version stays: the server looks once a second.
+const BROKEN: Duration = Duration::from_millis(1600);
+
+/// How many broken versions there are at least.
+const BREAKS: u64 = 2;
+
+fn wanted_lookups() -> u64 {
+    match std::env::var("POSTKEEP_RELOAD_LOOKUPS") {
+        Ok(text) => text.parse().unwrap(),
+        Err(_) if cfg!(debug_assertions) => 100_000,
+        Err(_) => 3_000_000,
+    }
+}
+
+/// What every key of a version has as its value.
+fn value(version: u64) -> String {
+    format!("{version} {}", format!("{version:08}.").repeat(20))
+}
+
+fn version_of(value: &str) -> u64 {
+    let (number, _) = value.split_once(' ').unwrap();
+    let number = number.parse().unwrap();
+    assert_eq!(value, self::value(number), "not the value of any version");
+    number
+}
+
+struct Writer<'a> {
+    sides: &'a Sides,
+    place: PathBuf,
+    version: u64,
+    breaks: u64,
+}
+
+impl Writer<'_> {
+    fn source(&self) -> String {
+        let mut text = String::new();
+        let value = value(self.version);
+        for key in 0..KEYS {
+            writeln!(text, "key{key} {value}").unwrap();
+        }
+        text
+    }
+
+    fn postmap(&self, ours: bool, table: &str) {
+        let programs = if ours {
+            &self.sides.ours
+        } else {
+            &self.sides.real
+        };
+        let outcome = self
+            .sides
+            .run(programs, &self.place, &["postmap", table], b"");
+        assert_eq!(
+            (outcome.exit, outcome.stderr.as_str()),
+            (Some(0), ""),
+            "{} {table}",
+            programs.display()
+        );
+    }
+
+    /// Puts a file in the place of another one, all at once.
+    fn rename_over(&self, name: &str, content: &[u8], mode: u32) {
+        let beside = self.place.join("beside");
+        fs::write(&beside, content).unwrap();
+        fs::set_permissions(&beside, fs::Permissions::from_mode(mode)).unwrap();
+        fs::rename(&beside, self.place.join(name)).unwrap();
+    }
+
+    fn next(&mut self, newest: &AtomicU64) {
+        self.version += 1;
+        newest.store(self.version, Ordering::SeqCst);
+        let source = self.source();
+        for name in ["c", "l"] {
+            fs::write(self.place.join(name), &source).unwrap();
+        }
+        self.rename_over("x", source.as_bytes(), 0o644);
+        self.postmap(self.version.is_multiple_of(2), "cdb:c");
+        self.postmap(!self.version.is_multiple_of(2), "lmdb:l");
+    }
+
+    /// Puts something that is no table in the place of each.
+    fn damage(&mut self) {
+        let whole = |name: &str| fs::read(self.place.join(name)).unwrap();
+        let (cdb, lmdb) = (whole("c.cdb"), whole("l.lmdb"));
+        match self.breaks % 3 {
+            0 => {
+                self.rename_over("c.cdb", &cdb[..cdb.len() / 2], 0o644);
+                self.rename_over("l.lmdb", &lmdb[..3 * 4096], 0o644);
+                self.rename_over("x", b"key0 hidden\n", 0o600);
+            }
+            1 => {
+                self.rename_over("c.cdb", b"", 0o644);
+                self.rename_over("l.lmdb", b"", 0o644);
+                fs::remove_file(self.place.join("x")).unwrap();
+            }
+            _ => {
+                let junk = b"no table at all\n".repeat(1000);
+                self.rename_over("c.cdb", &junk, 0o644);
+                self.rename_over("l.lmdb", &junk, 0o644);
+                self.rename_over("x", b"key0 hidden\n", 0o000);
+            }
+        }
+        self.breaks += 1;
+    }
+
+    /// Ends what [`Self::damage`] began, with a new version. postmap(1) does not repair an LMDB file, so that one is
+    /// made under another name.
+    fn repair(&mut self, newest: &AtomicU64) {
+        self.version += 1;
+        newest.store(self.version, Ordering::SeqCst);
+        let source = self.source();
+        fs::write(self.place.join("fresh"), &source).unwrap();
+        let _ = fs::remove_file(self.place.join("fresh.lmdb"));
+        self.postmap(true, "lmdb:fresh");
+        fs::rename(self.place.join("fresh.lmdb"), self.place.join("l.lmdb")).unwrap();
+        fs::write(self.place.join("c"), &source).unwrap();
+        self.postmap(false, "cdb:c");
+        self.rename_over("x", source.as_bytes(), 0o644);
+    }
+
+    fn run(&mut self, newest: &AtomicU64, over: &AtomicBool, lookups: &AtomicU64, wanted: u64) {
+        let start = Instant::now();
+        loop {
+            for _ in 0..GOOD {
+                let began = Instant::now();
+                self.next(newest);
+                thread::sleep(PERIOD.saturating_sub(began.elapsed()));
+            }
+            if over.load(Ordering::SeqCst)
+                || (self.breaks >= BREAKS && lookups.load(Ordering::SeqCst) >= wanted)
+            {
+                break;
+            }
+            self.damage();
+            thread::sleep(BROKEN);
+            self.repair(newest);
+        }
+        println!(
+            "{} versions of each table, {} of them broken, {} lookups in {:?}",
+            self.version + self.breaks,
+            self.breaks,
+            lookups.load(Ordering::SeqCst),
+            start.elapsed()
+        );
+    }
+}
+
+/// Asks until it is over, and holds each answer to what is promised.
+fn ask(daemon: &StandIn, client: u64, newest: &AtomicU64, over: &AtomicBool, lookups: &AtomicU64) {
+    let mut peer = daemon.connect_and_greet().unwrap();
+    let mut seen = [0; TABLES.len()];
+    let mut key = client * 37;
+    let mut batch = Vec::new();
+    for round in 0.. {
+        if over.load(Ordering::SeqCst) {
+            return;
+        }
+        let number = usize::try_from(round % TABLES.len() as u64).unwrap();
+        let (kind, file) = TABLES[number];
+        let place = daemon.scratch().join("tables").join(file);
+        batch.clear();
+        for _ in 0..BATCH {
+            key = (key + 7) % KEYS;
+            batch.extend_from_slice(
+                format!(
+                    "request\0lookup\0table\0{kind}:{}\0flags\0524353\0key\0key{key}\0\0",
+                    place.display()
+                )
+                .as_bytes(),
+            );
+        }
+        peer.send(&batch).unwrap();
+        for _ in 0..BATCH {
+            let reply = String::from_utf8(peer.read_list().unwrap()).unwrap();
+            let found = reply
+                .strip_prefix("status\x000\0value\0")
+                .and_then(|rest| rest.strip_suffix("\0\0"))
+                .unwrap_or_else(|| panic!("{kind}: a lookup failed: {reply:?}"));
+            let version = version_of(found);
+            assert!(
+                (seen[number]..=newest.load(Ordering::SeqCst)).contains(&version),
+                "{kind}: version {version} after {}",
+                seen[number]
+            );
+            seen[number] = version;
+        }
+        lookups.fetch_add(BATCH, Ordering::SeqCst);
+    }
+}
+
+/// Ends the others when a thread ends by a panic.
+struct EndAll<'a>(&'a AtomicBool);
+
+impl Drop for EndAll<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::SeqCst);
+    }
+}
+
+/// Waits until a table answers with this version.
+fn settle(daemon: &StandIn, kind: &str, file: &Path, version: u64) {
+    let mut peer = daemon.connect_and_greet().unwrap();
+    let request = format!(
+        "request\0lookup\0table\0{kind}:{}\0flags\0524353\0key\0key1\0\0",
+        file.display()
+    );
+    let wanted = format!("status\x000\0value\0{}\0\0", value(version));
+    let deadline = Instant::now() + Duration::from_secs(5);
+    while peer.exchange(request.as_bytes()).unwrap() != wanted.as_bytes() {
+        assert!(Instant::now() < deadline, "{kind}: still an old version");
+        thread::sleep(Duration::from_millis(50));
+    }
+}
+
+#[test]
+fn no_lookup_fails_while_tables_are_replaced() {
+    let Some(sides) = Sides::new() else { return };
+    let scratch = Scratch::new("reload").unwrap();
+    let place = scratch.directory("tables", 0o755).unwrap();
+    let mut writer = Writer {
+        sides: &sides,
+        place: place.clone(),
+        version: 0,
+        breaks: 0,
+    };
+    let (newest, lookups) = (AtomicU64::new(0), AtomicU64::new(0));
+    writer.next(&newest);
+    let approved =
+        TABLES.map(|(kind, file)| format!("proxy:{kind}:{}", place.join(file).display()));
+    let started = Plan::new(Implementation::Postkeep, "proxymap")
+        .parameter("proxy_read_maps", &approved.join(", "))
+        .start_in(scratch)
+        .unwrap();
+    let Some(mut daemon) = started else { return };
+
+    let wanted = wanted_lookups();
+    let over = AtomicBool::new(false);
+    thread::scope(|scope| {
+        for client in 0..CLIENTS {
+            let (daemon, newest, over, lookups) = (&daemon, &newest, &over, &lookups);
+            scope.spawn(move || {
+                let _end = EndAll(over);
+                ask(daemon, client, newest, over, lookups);
+            });
+        }
+        let _end = EndAll(&over);
+        writer.run(&newest, &over, &lookups, wanted);
+    });
+    assert!(lookups.load(Ordering::SeqCst) >= wanted);
+    for (kind, file) in TABLES {
+        settle(&daemon, kind, &place.join(file), writer.version);
+    }
+
+    assert!(daemon.is_running());
+    let log = daemon.log_texts();
+    for (kind, file) in TABLES {
+        let table = format!("{kind}:{}:", place.join(file).display());
+        let count = |text: String| log.iter().filter(|line| line.contains(&text)).count();
+        let stays = count(format!("; table {table} stays as it was before the change"));
+        assert_eq!(stays as u64, writer.breaks, "{kind}: {log:#?}");
+        // An LMDB table in place shows what is committed without being opened again.
+        let reloads = count(format!("table {table} has changed -- reloading"));
+        assert!(reloads as u64 >= writer.breaks * 2, "{kind}: {log:#?}");
+    }
+    let complaints: Vec<_> = log
+        .iter()
+        .filter(|line| {
+            ["warning: ", "error: ", "fatal: ", "panic: "]
+                .iter()
+                .any(|class| line.starts_with(class))
+        })
+        .collect();
+    assert_eq!(
+        complaints.len() as u64,
+        writer.breaks * TABLES.len() as u64,
+        "{complaints:#?}"
+    );
+}
