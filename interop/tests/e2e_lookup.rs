@@ -81,6 +81,20 @@ const TABLES: &[(&str, &[(&str, Wanted)])] = &[
         ],
     ),
     (
+        "cdb:$SCRATCH/tables/constant",
+        &[
+            ("plain", Wanted::Found),
+            ("user@example.test", Wanted::Found),
+            ("PLAIN", Wanted::Found),
+            ("na\u{ef}ve", Wanted::Found),
+            ("absent", Wanted::NotFound),
+        ],
+    ),
+    (
+        "cdb:$SCRATCH/tables/missing",
+        &[("any", Wanted::Unavailable)],
+    ),
+    (
         "unix:passwd.byname",
         &[
             ("root", Wanted::Found),
@@ -170,6 +184,7 @@ fn lookups(implementation: Implementation) -> Result<Option<Transcript>> {
         .table("text", text)
         .table("secret", "plain secret\n")
         .indexed_table("lmdb", "index", text)
+        .indexed_table("cdb", "constant", text)
         .indexed_table("lmdb", "secret", "plain secret\n")
         .start()?;
     let Some(postfix) = started else {
