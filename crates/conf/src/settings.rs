@@ -650,3 +650,16 @@ fn check_settings(reader: &Reader<'_, '_>) -> Result<(), Error> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn facilities_are_known_by_exact_name() {
+        assert_eq!(facility_code(b"mail"), Some(2));
+        assert_eq!(facility_code(b"ftp"), Some(11));
+        assert_eq!(facility_code(b"local7"), Some(23));
+        assert_eq!(facility_code(b"MAIL"), None);
+    }
+}

@@ -284,7 +284,7 @@ fn configure_logging(common: &Common) {
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     logging::configure(&Settings {
         syslog_name: text(&common.syslog_name),
-        facility: Facility::by_name(&text(&common.syslog_facility)).unwrap_or_default(),
+        facility: Facility::new(common.syslog_facility_code()),
         postlog: (!common.maillog_file.is_empty()).then(|| Postlog {
             queue_directory: PathBuf::from(OsStr::from_bytes(&common.queue_directory)),
             service: text(&common.postlog_service_name),

@@ -49,39 +49,10 @@ impl Severity {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Facility(u8);
 
-const FACILITIES: [(&str, u8); 20] = [
-    ("auth", 4),
-    ("authpriv", 10),
-    ("cron", 9),
-    ("daemon", 3),
-    ("kern", 0),
-    ("lpr", 6),
-    ("mail", 2),
-    ("news", 7),
-    ("security", 4),
-    ("syslog", 5),
-    ("user", 1),
-    ("uucp", 8),
-    ("local0", 16),
-    ("local1", 17),
-    ("local2", 18),
-    ("local3", 19),
-    ("local4", 20),
-    ("local5", 21),
-    ("local6", 22),
-    ("local7", 23),
-];
-
 impl Facility {
-    /// By its name in lower case; `None` for names that Postfix does not know.
-    pub fn by_name(name: &str) -> Option<Self> {
-        if name == "ftp" {
-            return Some(Self(11));
-        }
-        FACILITIES
-            .iter()
-            .find(|(known, _)| *known == name)
-            .map(|&(_, number)| Self(number))
+    /// With the number that syslog(3) gives it, not shifted; see `Common::syslog_facility_code`.
+    pub fn new(code: u8) -> Self {
+        Self(code)
     }
 }
 
@@ -188,7 +159,7 @@ mod tests {
 
     #[test]
     fn syslog_form() {
-        let facility = Facility::by_name("local3").unwrap();
+        let facility = Facility::new(19);
         let form = |severity, ident| {
             let bytes = syslog(UNIX_EPOCH, facility, severity, ident, 17, "text");
             String::from_utf8(bytes).unwrap()
@@ -219,12 +190,5 @@ mod tests {
         );
         assert_eq!(text.find(':'), Some("Jan 01 00".len()));
         assert_ne!(text.as_bytes()[4], b' ');
-    }
-
-    #[test]
-    fn facilities_are_known_by_exact_name() {
-        assert_eq!(Facility::by_name("mail"), Some(Facility::default()));
-        assert_eq!(Facility::by_name("ftp"), Some(Facility(11)));
-        assert_eq!(Facility::by_name("MAIL"), None);
     }
 }

@@ -174,7 +174,7 @@ fn log_settings(common: &Common) -> logging::Settings {
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     logging::Settings {
         syslog_name: text(&common.syslog_name),
-        facility: logging::Facility::by_name(&text(&common.syslog_facility)).unwrap_or_default(),
+        facility: logging::Facility::new(common.syslog_facility_code()),
         postlog: (!common.maillog_file.is_empty()).then(|| logging::Postlog {
             queue_directory: PathBuf::from(OsStr::from_bytes(&common.queue_directory)),
             service: text(&common.postlog_service_name),
