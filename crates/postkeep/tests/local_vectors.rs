@@ -231,7 +231,11 @@ fn run(case: &Value, directory: &Path, programs: &OsStr) -> Vec<String> {
             format!("{:#?}", lines(&output.stderr)),
             format!("{wanted:#?}"),
         );
-        if let Some(any) = step["any_of"].as_array().or(expect["any_of"].as_array()) {
+        if let Some(any) = step["any_of"]
+            .as_array()
+            .or(expect["any_of"].as_array())
+            .or(case["any_of"].as_array())
+        {
             let found = any.iter().any(|one| bytes(one) == output.stdout);
             compare(
                 "stdout is one of those",

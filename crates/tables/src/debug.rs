@@ -7,8 +7,8 @@ use std::sync::Arc;
 
 use log::info;
 use postkeep_table::{
-    Cursor, Flags, Latency, LookupError, OpenError, Opener as _, Outcome, Owner, Printable, Step,
-    Table, TableName, Watch,
+    Cursor, Flags, Latency, LookupError, OpenError, Outcome, Owner, Printable, Step, Table,
+    TableName, Watch,
 };
 
 use crate::table_type::{Capabilities, Request, TableType};
@@ -50,9 +50,7 @@ fn open(request: &Request<'_>) -> Result<Arc<dyn Table>, OpenError> {
     }
     let label =
         TableName::parse(request.name.name()).map_err(|error| unavailable(error.to_string()))?;
-    let inner = request
-        .registry
-        .open(&label, request.access, request.flags)?;
+    let inner = request.open_inner(&label)?;
     Ok(Arc::new(Debug {
         name: request.name.clone(),
         inner,
@@ -181,7 +179,7 @@ impl Table for Debug {
 
 #[cfg(test)]
 mod tests {
-    use postkeep_table::Access;
+    use postkeep_table::{Access, Opener as _};
 
     use super::*;
     use crate::{Context, Registry};

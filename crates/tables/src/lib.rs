@@ -14,12 +14,15 @@ mod file_values;
 mod fold;
 mod indexed;
 mod layer;
+mod members;
+mod rule_source;
 mod source;
 mod surrogate;
 mod table_type;
 
 pub use build::{BuildError, BuildMode, Builder};
 pub use cdb::reader as cdb_file;
+pub use cidr::{Address, CidrIndex, CidrRules};
 pub use context::{Caller, Context};
 pub use file_values::{FileValueError, decode as decode_file_value, read_file_values};
 pub use fold::fold_key;
@@ -43,7 +46,7 @@ macro_rules! table_types {
 }
 
 table_types! {
-    cdb, debug, environ, fail, inline, internal, lmdb, proxy, #[cfg(feature = "test-tables")] slow, r#static, texthash, unix,
+    cdb, cidr, debug, environ, fail, inline, internal, lmdb, pipemap, proxy, randmap, #[cfg(feature = "test-tables")] slow, r#static, texthash, unionmap, unix,
 }
 
 /// All table types, by name.
@@ -102,19 +105,26 @@ impl Registry {
                 kind.name
             ))
         })?;
-        let request = self.request(name, Access::ReadWrite, flags);
+        let request = self.request(name, Access::ReadWrite, flags, 0);
         let utf8 = request.utf8;
         let builder = build(&request, mode)?;
         Ok(layer::over_builder(name, builder, utf8))
     }
 
-    fn request<'a>(&'a self, name: &'a TableName, access: Access, flags: Flags) -> Request<'a> {
+    fn request<'a>(
+        &'a self,
+        name: &'a TableName,
+        access: Access,
+        flags: Flags,
+        depth: usize,
+    ) -> Request<'a> {
         Request {
             registry: self,
             context: &self.context,
             name,
             access,
             flags,
+            depth,
             utf8: self.context.smtputf8_enable && flags.contains(Flags::UTF8_REQUEST),
         }
     }
@@ -127,6 +137,19 @@ impl Opener for Registry {
         access: Access,
         flags: Flags,
     ) -> Result<Arc<dyn Table>, OpenError> {
+        self.open_inside(name, access, flags, 0)
+    }
+}
+
+impl Registry {
+    /// Opens a table that is inside so many others.
+    fn open_inside(
+        &self,
+        name: &TableName,
+        access: Access,
+        flags: Flags,
+        depth: usize,
+    ) -> Result<Arc<dyn Table>, OpenError> {
         let kind = self.find(name.kind()).ok_or_else(|| {
             OpenError::Unavailable(format!(
                 "unsupported dictionary type: {}",
@@ -138,7 +161,7 @@ impl Opener for Registry {
                 "{name} map requires O_RDONLY access mode"
             )));
         }
-        let request = self.request(name, access, flags);
+        let request = self.request(name, access, flags, depth);
         let table = (kind.open)(&request)?;
         if kind.capabilities.contains(Capabilities::WRAPS) {
             return Ok(table);

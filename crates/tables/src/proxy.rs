@@ -22,7 +22,7 @@ use postkeep_client::proxymap::{
     Answer, Client, Dialect, Error, Function, Generation, Policy, Settings, Status,
 };
 use postkeep_table::{
-    Access, Cursor, Flags, Latency, LookupError, OpenError, Opener, Outcome, Step, Table, TableName,
+    Access, Cursor, Flags, Latency, LookupError, OpenError, Outcome, Step, Table, TableName,
 };
 
 use crate::Caller;
@@ -59,7 +59,7 @@ fn open(request: &Request<'_>) -> Result<Arc<dyn Table>, OpenError> {
     if request.flags.contains(Flags::NO_PROXY) {
         let inner =
             TableName::parse(table).map_err(|error| OpenError::Unavailable(error.to_string()))?;
-        return request.registry.open(&inner, request.access, request.flags);
+        return request.open_inner(&inner);
     }
     let context = request.context;
     let service = match request.access {
@@ -240,6 +240,7 @@ mod tests {
     use std::thread::{self, JoinHandle};
     use std::time::Duration;
 
+    use postkeep_table::Opener as _;
     use tempfile::TempDir;
 
     use super::*;

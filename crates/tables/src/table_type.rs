@@ -61,11 +61,30 @@ pub(crate) struct Request<'a> {
     pub name: &'a TableName,
     pub access: Access,
     pub flags: Flags,
+    /// How many tables this one is inside of.
+    pub depth: usize,
     /// Keys and values are to be valid UTF-8, and folding follows Unicode.
     pub utf8: bool,
 }
 
+/// How many tables may be inside each other, so that no name can exhaust the stack.
+const DEPTH: usize = 100;
+
 impl Request<'_> {
+    /// Opens a table inside this one, in the same way.
+    ///
+    /// # Errors
+    /// As for any table, and when tables are nested too deeply.
+    pub fn open_inner(&self, name: &TableName) -> Result<Arc<dyn Table>, OpenError> {
+        if self.depth >= DEPTH {
+            return Err(OpenError::Unavailable(format!(
+                "{name}: tables are nested too deeply"
+            )));
+        }
+        self.registry
+            .open_inside(name, self.access, self.flags, self.depth + 1)
+    }
+
     /// The flags of a table of fixed strings right after opening.
     pub fn fixed_flags(&self) -> Flags {
         self.flags.difference(Flags::PATTERN) | Flags::FIXED

@@ -22,9 +22,11 @@ fn example(kind: &TableType, directory: &Path) -> TableName {
         "debug" => "inline:{key=value,other=thing}".to_owned(),
         "environ" | "fail" | "internal" => "x".to_owned(),
         "inline" => "{key=value,other=thing}".to_owned(),
+        "randmap" => "{value}".to_owned(),
+        "pipemap" | "unionmap" => "{inline:{key=value,other=thing}}".to_owned(),
         "static" => "value".to_owned(),
         "unix" => "passwd.byname".to_owned(),
-        "cdb" | "lmdb" | "texthash" => file,
+        "cdb" | "cidr" | "lmdb" | "texthash" => file,
         other => panic!("the contract has no example of {other}: tables"),
     };
     TableName::parse(format!("{}:{rest}", kind.name).as_bytes()).unwrap()
