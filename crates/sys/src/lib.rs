@@ -14,6 +14,8 @@ pub mod environment;
 pub mod interface;
 pub mod lmdb;
 pub mod lock;
+pub mod pcre;
+pub mod posix_regex;
 pub mod privilege;
 pub mod process;
 pub mod readiness;

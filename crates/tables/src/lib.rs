@@ -15,8 +15,13 @@ mod fold;
 mod indexed;
 mod layer;
 mod members;
+mod pattern_rules;
+mod pattern_table;
+mod prefilter;
+mod required_text;
 mod rule_source;
 mod source;
+mod substitution;
 mod surrogate;
 mod table_type;
 
@@ -26,6 +31,8 @@ pub use cidr::{Address, CidrIndex, CidrRules};
 pub use context::{Caller, Context};
 pub use file_values::{FileValueError, decode as decode_file_value, read_file_values};
 pub use fold::fold_key;
+pub use pattern_rules::Dialect;
+pub use pattern_table::PatternRules;
 pub use source::{Entry, Style, parse as parse_source};
 pub use surrogate::surrogate;
 pub use table_type::{Capabilities, TableType};
@@ -46,7 +53,7 @@ macro_rules! table_types {
 }
 
 table_types! {
-    cdb, cidr, debug, environ, fail, inline, internal, lmdb, pipemap, proxy, randmap, #[cfg(feature = "test-tables")] slow, r#static, texthash, unionmap, unix,
+    cdb, cidr, debug, environ, fail, inline, internal, lmdb, pcre, pipemap, proxy, randmap, regexp, #[cfg(feature = "test-tables")] slow, r#static, texthash, unionmap, unix,
 }
 
 /// All table types, by name.

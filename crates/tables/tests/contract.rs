@@ -24,6 +24,10 @@ fn example(kind: &TableType, directory: &Path) -> TableName {
         "inline" => "{key=value,other=thing}".to_owned(),
         "randmap" => "{value}".to_owned(),
         "pipemap" | "unionmap" => "{inline:{key=value,other=thing}}".to_owned(),
+        "pcre" | "regexp" => {
+            std::fs::write(&file, "/^key$/ value\n/^other$/ thing\n").unwrap();
+            file
+        }
         "static" => "value".to_owned(),
         "unix" => "passwd.byname".to_owned(),
         "cdb" | "cidr" | "lmdb" | "texthash" => file,
