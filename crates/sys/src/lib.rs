@@ -7,6 +7,7 @@
 //! Functions return [`std::io::Error`]; [`error_text`] gives the text that the reference would log for one.
 
 pub mod account;
+pub mod berkeley;
 pub mod clock;
 pub mod descriptor;
 pub mod effective;

@@ -1,7 +1,8 @@
 //! Locks on whole files that other processes see, shared by the threads of this one.
 //!
-//! The locks belong to the open file description (`F_OFD_SETLK`), not to the process: closing another descriptor of
-//! the same file does not drop them, and they conflict with the fcntl(2) locks of other programs.
+//! The locks belong to the open file description, not to the process: closing another descriptor of the same file
+//! does not drop them. There are two manners, which do not see each other: `F_OFD_SETLK`, which conflicts with the
+//! fcntl(2) locks of other programs, and flock(2).
 
 use std::fs::File;
 use std::io;
@@ -20,6 +21,13 @@ pub enum Kind {
     Exclusive,
 }
 
+/// Which locks a file is locked with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Manner {
+    Record,
+    Flock,
+}
+
 /// For how long a shared lock may pass from thread to thread before it is let go, so that a writer in another
 /// process gets its turn.
 const LONGEST_RELAY: Duration = Duration::from_millis(10);
@@ -34,6 +42,7 @@ const TURN: Duration = Duration::from_micros(200);
 #[derive(Debug)]
 pub struct LockedFile {
     file: File,
+    manner: Manner,
     state: Mutex<State>,
     changed: Condvar,
 }
@@ -62,10 +71,20 @@ pub struct ReadGuard<'a>(&'a LockedFile);
 pub struct WriteGuard<'a>(&'a LockedFile);
 
 impl LockedFile {
-    /// Takes over an open file, without locking it.
+    /// Takes over an open file, without locking it. Locks are seen by users of fcntl(2).
     pub fn new(file: File) -> Self {
+        Self::of_manner(file, Manner::Record)
+    }
+
+    /// As [`LockedFile::new`], for files whose users lock with flock(2).
+    pub fn with_flock(file: File) -> Self {
+        Self::of_manner(file, Manner::Flock)
+    }
+
+    fn of_manner(file: File, manner: Manner) -> Self {
         Self {
             file,
+            manner,
             state: Mutex::default(),
             changed: Condvar::new(),
         }
@@ -80,18 +99,40 @@ impl LockedFile {
     /// threads. Waits. A second call changes the kind.
     ///
     /// # Errors
-    /// fcntl(2) failed.
+    /// fcntl(2) or flock(2) failed.
     pub fn hold(&self, kind: Kind) -> io::Result<()> {
+        self.hold_or(kind, true).map(|_| ())
+    }
+
+    /// As [`LockedFile::hold`], if no other process is in the way; false when one is.
+    ///
+    /// # Errors
+    /// fcntl(2) or flock(2) failed.
+    pub fn try_hold(&self, kind: Kind) -> io::Result<bool> {
+        self.hold_or(kind, false)
+    }
+
+    fn hold_or(&self, kind: Kind, wait: bool) -> io::Result<bool> {
         let guard = self.write_as(None)?;
-        set(&self.file, Some(kind), true)?;
-        guard.0.state().held = Some(kind);
-        Ok(())
+        let locked = self.set(Some(kind), wait)?;
+        if locked {
+            guard.0.state().held = Some(kind);
+        }
+        Ok(locked)
+    }
+
+    /// Sets or drops the file lock; false when it would have to wait and must not.
+    fn set(&self, kind: Option<Kind>, wait: bool) -> io::Result<bool> {
+        match self.manner {
+            Manner::Record => set(&self.file, kind, wait),
+            Manner::Flock => set_flock(&self.file, kind, wait),
+        }
     }
 
     /// Waits for the right to read.
     ///
     /// # Errors
-    /// fcntl(2) failed.
+    /// fcntl(2) or flock(2) failed.
     pub fn read(&self) -> io::Result<ReadGuard<'_>> {
         let mut state = self.state();
         while !state.lets_readers_in() {
@@ -100,7 +141,7 @@ impl LockedFile {
         if state.readers == 0 && state.held.is_none() {
             state.busy = true;
             drop(state);
-            let result = set(&self.file, Some(Kind::Shared), true);
+            let result = self.set(Some(Kind::Shared), true);
             state = self.state();
             state.busy = false;
             self.changed.notify_all();
@@ -114,14 +155,14 @@ impl LockedFile {
     /// The right to read if it can be had at once.
     ///
     /// # Errors
-    /// fcntl(2) failed.
+    /// fcntl(2) or flock(2) failed.
     pub fn try_read(&self) -> io::Result<Option<ReadGuard<'_>>> {
         let mut state = self.state();
         if !state.lets_readers_in() {
             return Ok(None);
         }
         if state.readers == 0 && state.held.is_none() {
-            if !set(&self.file, Some(Kind::Shared), false)? {
+            if !self.set(Some(Kind::Shared), false)? {
                 return Ok(None);
             }
             state.since = Some(Instant::now());
@@ -133,7 +174,7 @@ impl LockedFile {
     /// Waits for the right to write: no other thread, no other process.
     ///
     /// # Errors
-    /// fcntl(2) failed.
+    /// fcntl(2) or flock(2) failed.
     pub fn write(&self) -> io::Result<WriteGuard<'_>> {
         self.write_as(Some(Kind::Exclusive))
     }
@@ -141,7 +182,7 @@ impl LockedFile {
     /// Waits until no other thread uses the file; other processes may read it at the same time.
     ///
     /// # Errors
-    /// fcntl(2) failed.
+    /// fcntl(2) or flock(2) failed.
     pub fn alone_among_threads(&self) -> io::Result<WriteGuard<'_>> {
         self.write_as(Some(Kind::Shared))
     }
@@ -160,7 +201,7 @@ impl LockedFile {
         if let Some(kind) = kind
             && !held
         {
-            set(&self.file, Some(kind), true)?;
+            self.set(Some(kind), true)?;
         }
         Ok(guard)
     }
@@ -179,7 +220,7 @@ impl LockedFile {
     fn release(&self, state: &State) {
         if state.held.is_none() {
             // Unlocking fails only for a bad descriptor, and ours is open.
-            let _ = set(&self.file, None, false);
+            let _ = self.set(None, false);
         }
     }
 }
@@ -259,6 +300,27 @@ fn set(file: &File, kind: Option<Kind>, wait: bool) -> io::Result<bool> {
     }
 }
 
+/// As [`set`], with flock(2).
+fn set_flock(file: &File, kind: Option<Kind>, wait: bool) -> io::Result<bool> {
+    use rustix::fs::FlockOperation;
+
+    let operation = match (kind, wait) {
+        (Some(Kind::Shared), true) => FlockOperation::LockShared,
+        (Some(Kind::Shared), false) => FlockOperation::NonBlockingLockShared,
+        (Some(Kind::Exclusive), true) => FlockOperation::LockExclusive,
+        (Some(Kind::Exclusive), false) => FlockOperation::NonBlockingLockExclusive,
+        (None, _) => FlockOperation::Unlock,
+    };
+    loop {
+        match rustix::fs::flock(file, operation) {
+            Ok(()) => return Ok(true),
+            Err(rustix::io::Errno::INTR) => {}
+            Err(rustix::io::Errno::WOULDBLOCK) if !wait => return Ok(false),
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::fs::OpenOptions;
@@ -267,72 +329,104 @@ mod tests {
 
     use super::*;
 
-    fn open(path: &Path) -> LockedFile {
-        LockedFile::new(
+    const MANNERS: [Manner; 2] = [Manner::Record, Manner::Flock];
+
+    fn open(path: &Path, manner: Manner) -> LockedFile {
+        LockedFile::of_manner(
             OpenOptions::new()
                 .read(true)
                 .write(true)
                 .open(path)
                 .unwrap(),
+            manner,
         )
     }
 
     #[test]
     fn readers_go_together_and_writers_alone() {
-        let path = tempfile::NamedTempFile::new().unwrap().into_temp_path();
-        let (ours, theirs) = (open(&path), open(&path));
-        let first = ours.read().unwrap();
-        let second = ours.read().unwrap();
-        assert!(theirs.try_read().unwrap().is_some());
-        assert!(!set(&theirs.file, Some(Kind::Exclusive), false).unwrap());
-        drop(first);
-        assert!(!set(&theirs.file, Some(Kind::Exclusive), false).unwrap());
-        drop(second);
-        let writer = theirs.write().unwrap();
-        assert!(ours.try_read().unwrap().is_none());
-        drop(writer);
-        assert!(ours.try_read().unwrap().is_some());
+        for manner in MANNERS {
+            let path = tempfile::NamedTempFile::new().unwrap().into_temp_path();
+            let (ours, theirs) = (open(&path, manner), open(&path, manner));
+            let first = ours.read().unwrap();
+            let second = ours.read().unwrap();
+            assert!(theirs.try_read().unwrap().is_some());
+            assert!(!theirs.set(Some(Kind::Exclusive), false).unwrap());
+            drop(first);
+            assert!(!theirs.set(Some(Kind::Exclusive), false).unwrap());
+            drop(second);
+            let writer = theirs.write().unwrap();
+            assert!(ours.try_read().unwrap().is_none());
+            drop(writer);
+            assert!(ours.try_read().unwrap().is_some());
+        }
     }
 
     #[test]
     fn a_held_lock_stays() {
-        let path = tempfile::NamedTempFile::new().unwrap().into_temp_path();
-        let (ours, theirs) = (open(&path), open(&path));
-        ours.hold(Kind::Exclusive).unwrap();
-        drop(ours.write().unwrap());
-        drop(ours.read().unwrap());
-        assert!(theirs.try_read().unwrap().is_none());
-        ours.hold(Kind::Shared).unwrap();
-        assert!(theirs.try_read().unwrap().is_some());
-        assert!(!set(&theirs.file, Some(Kind::Exclusive), false).unwrap());
+        for manner in MANNERS {
+            let path = tempfile::NamedTempFile::new().unwrap().into_temp_path();
+            let (ours, theirs) = (open(&path, manner), open(&path, manner));
+            ours.hold(Kind::Exclusive).unwrap();
+            drop(ours.write().unwrap());
+            drop(ours.read().unwrap());
+            assert!(theirs.try_read().unwrap().is_none());
+            ours.hold(Kind::Shared).unwrap();
+            assert!(theirs.try_read().unwrap().is_some());
+            assert!(!theirs.set(Some(Kind::Exclusive), false).unwrap());
+        }
     }
 
     #[test]
     fn a_writer_elsewhere_gets_its_turn_among_many_readers() {
+        for manner in MANNERS {
+            let path = tempfile::NamedTempFile::new().unwrap().into_temp_path();
+            let (ours, theirs) = (open(&path, manner), open(&path, manner));
+            let (done, reads) = (AtomicBool::new(false), AtomicUsize::new(0));
+            std::thread::scope(|scope| {
+                for _ in 0..4 {
+                    scope.spawn(|| {
+                        let limit = Instant::now() + Duration::from_secs(20);
+                        while !done.load(Ordering::Relaxed) && Instant::now() < limit {
+                            let _guard = ours.read().unwrap();
+                            reads.fetch_add(1, Ordering::Relaxed);
+                            std::thread::sleep(Duration::from_millis(1));
+                        }
+                    });
+                }
+                let start = Instant::now();
+                while reads.load(Ordering::Relaxed) == 0
+                    && start.elapsed() < Duration::from_secs(20)
+                {
+                    std::thread::yield_now();
+                }
+                for _ in 0..5 {
+                    drop(theirs.write().unwrap());
+                }
+                done.store(true, Ordering::Relaxed);
+                assert!(start.elapsed() < Duration::from_secs(20));
+            });
+            assert!(reads.load(Ordering::Relaxed) > 0);
+        }
+    }
+
+    #[test]
+    fn holding_without_waiting_says_whether_it_could() {
+        for manner in MANNERS {
+            let path = tempfile::NamedTempFile::new().unwrap().into_temp_path();
+            let (ours, theirs) = (open(&path, manner), open(&path, manner));
+            assert!(ours.try_hold(Kind::Exclusive).unwrap());
+            assert!(!theirs.try_hold(Kind::Shared).unwrap());
+            assert!(theirs.try_read().unwrap().is_none());
+            drop(ours);
+            assert!(theirs.try_hold(Kind::Shared).unwrap());
+        }
+    }
+
+    #[test]
+    fn the_manners_do_not_see_each_other() {
         let path = tempfile::NamedTempFile::new().unwrap().into_temp_path();
-        let (ours, theirs) = (open(&path), open(&path));
-        let (done, reads) = (AtomicBool::new(false), AtomicUsize::new(0));
-        std::thread::scope(|scope| {
-            for _ in 0..4 {
-                scope.spawn(|| {
-                    let limit = Instant::now() + Duration::from_secs(20);
-                    while !done.load(Ordering::Relaxed) && Instant::now() < limit {
-                        let _guard = ours.read().unwrap();
-                        reads.fetch_add(1, Ordering::Relaxed);
-                        std::thread::sleep(Duration::from_millis(1));
-                    }
-                });
-            }
-            let start = Instant::now();
-            while reads.load(Ordering::Relaxed) == 0 && start.elapsed() < Duration::from_secs(20) {
-                std::thread::yield_now();
-            }
-            for _ in 0..5 {
-                drop(theirs.write().unwrap());
-            }
-            done.store(true, Ordering::Relaxed);
-            assert!(start.elapsed() < Duration::from_secs(20));
-        });
-        assert!(reads.load(Ordering::Relaxed) > 0);
+        let [record, flock] = MANNERS.map(|manner| open(&path, manner));
+        let _writer = record.write().unwrap();
+        assert!(flock.try_hold(Kind::Exclusive).unwrap());
     }
 }

@@ -6,8 +6,9 @@
 
 use std::ffi::OsString;
 use std::io;
+use std::marker::PhantomData;
 
-use nix::sys::signal::{SigHandler, Signal};
+use nix::sys::signal::{SigHandler, SigSet, SigmaskHow, Signal};
 use nix::sys::stat::Mode;
 
 /// Signals that [`ignore`] can be asked for.
@@ -57,6 +58,45 @@ pub fn set_umask(mask: u32) -> u32 {
     nix::sys::stat::umask(Mode::from_bits_truncate(mask)).bits()
 }
 
+/// Signals that would end this process wait until this is dropped.
+#[derive(Debug)]
+#[must_use]
+pub struct HeldSignals {
+    before: SigSet,
+    /// A thread has its own mask.
+    not_send: PhantomData<*const ()>,
+}
+
+/// Holds back SIGHUP, SIGINT, SIGQUIT and SIGTERM in this thread (Postfix `src/util/sigdelay.c`).
+///
+/// They reach the process all the same when it has another thread that lets them through.
+///
+/// # Errors
+/// `pthread_sigmask(3)` failed.
+pub fn hold_signals() -> io::Result<HeldSignals> {
+    let mut held = SigSet::empty();
+    for signal in [
+        Signal::SIGHUP,
+        Signal::SIGINT,
+        Signal::SIGQUIT,
+        Signal::SIGTERM,
+    ] {
+        held.add(signal);
+    }
+    let before = held.thread_swap_mask(SigmaskHow::SIG_BLOCK)?;
+    Ok(HeldSignals {
+        before,
+        not_send: PhantomData,
+    })
+}
+
+impl Drop for HeldSignals {
+    fn drop(&mut self) {
+        // It was the mask before, so it can be set.
+        let _ = self.before.thread_set_mask();
+    }
+}
+
 /// The name of this machine, as the kernel knows it.
 ///
 /// # Errors
@@ -82,6 +122,23 @@ mod tests {
         let bit = |signal: libc::c_int| 1u64 << (signal - 1);
         assert_eq!(mask & bit(libc::SIGPIPE), bit(libc::SIGPIPE));
         assert_eq!(mask & bit(libc::SIGXFSZ), bit(libc::SIGXFSZ));
+    }
+
+    #[test]
+    fn held_signals_wait_and_come_afterwards() {
+        let blocked = || {
+            let mask = SigSet::thread_get_mask().unwrap();
+            (
+                mask.contains(Signal::SIGTERM),
+                mask.contains(Signal::SIGUSR1),
+            )
+        };
+        let outer = hold_signals().unwrap();
+        let inner = hold_signals().unwrap();
+        drop(inner);
+        assert_eq!(blocked(), (true, false));
+        drop(outer);
+        assert_eq!(blocked(), (false, false));
     }
 
     #[test]

@@ -6,6 +6,7 @@
 //! the reference's.
 #![forbid(unsafe_code)]
 
+mod berkeley;
 mod braces;
 mod build;
 mod compact;
@@ -25,6 +26,7 @@ mod substitution;
 mod surrogate;
 mod table_type;
 
+pub use berkeley::reader as berkeley_file;
 pub use build::{BuildError, BuildMode, Builder};
 pub use cdb::reader as cdb_file;
 pub use cidr::{Address, CidrIndex, CidrRules};
@@ -53,7 +55,7 @@ macro_rules! table_types {
 }
 
 table_types! {
-    cdb, cidr, debug, environ, fail, inline, internal, lmdb, pcre, pipemap, proxy, randmap, regexp, #[cfg(feature = "test-tables")] slow, r#static, texthash, unionmap, unix,
+    btree, cdb, cidr, debug, environ, fail, hash, inline, internal, lmdb, pcre, pipemap, proxy, randmap, regexp, #[cfg(feature = "test-tables")] slow, r#static, texthash, unionmap, unix,
 }
 
 /// All table types, by name.

@@ -30,7 +30,7 @@ fn example(kind: &TableType, directory: &Path) -> TableName {
         }
         "static" => "value".to_owned(),
         "unix" => "passwd.byname".to_owned(),
-        "cdb" | "cidr" | "lmdb" | "texthash" => file,
+        "btree" | "cdb" | "cidr" | "hash" | "lmdb" | "texthash" => file,
         other => panic!("the contract has no example of {other}: tables"),
     };
     TableName::parse(format!("{}:{rest}", kind.name).as_bytes()).unwrap()

@@ -1,0 +1,551 @@
+//! Tables in Berkeley DB files: `hash:` and `btree:` (Postfix `src/util/dict_db.c`).
+//!
+//! Reading is ours ([`reader`]); writing is the library's ([`postkeep_sys::berkeley`]). A file is open once per table;
+//! its pages are read with pread(2) under a shared lock, nothing is kept from one lookup to the next.
+
+mod build;
+mod hash_pages;
+mod pages;
+pub mod reader;
+mod tree_pages;
+
+use std::fs::{File, Metadata, OpenOptions};
+use std::io;
+use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::time::Duration;
+
+use nix::errno::Errno;
+use nix::fcntl::OFlag;
+use postkeep_sys::berkeley::{Database, Error, Layout, Library, library};
+use postkeep_sys::error_text;
+use postkeep_sys::lock::{Kind, LockedFile};
+use postkeep_table::{
+    Access, Cursor, Flags, Latency, LookupError, OpenError, Outcome, Owner, Printable, Step, Table,
+    TableName, Watch,
+};
+
+use crate::Caller;
+use crate::indexed::{
+    Form, duplicate, forms, owner, prescribed_form, text, warn_when_older, with_suffix,
+};
+use crate::table_type::{Capabilities, Request};
+
+use reader::{Fault, Reader};
+
+pub(crate) use build::build;
+
+/// What tables of both types can do.
+pub(crate) const CAPABILITIES: Capabilities = Capabilities::UPDATE
+    .union(Capabilities::DELETE)
+    .union(Capabilities::SEQUENCE)
+    .union(Capabilities::BUILD)
+    .union(Capabilities::FILE);
+
+/// Memory for pages while one entry is changed (`berkeley_db_read_buffer_size`).
+const SMALL_CACHE: u32 = 131_072;
+
+/// How often a file is opened that is replaced while it is opened.
+const ATTEMPTS: usize = 8;
+
+/// Pauses before a file that looks damaged is read again: a program that changed it may have given up its lock before
+/// all was written, as the reference does.
+const PAUSES: [Duration; 2] = [Duration::from_millis(2), Duration::from_millis(20)];
+
+fn shown(path: &Path) -> Printable<'_> {
+    Printable(path.as_os_str().as_bytes())
+}
+
+/// Which file it is.
+fn identity(metadata: &Metadata) -> (u64, u64) {
+    (metadata.dev(), metadata.ino())
+}
+
+/// The file is still the one of this name.
+fn is_at(file: &File, path: &Path) -> io::Result<bool> {
+    match std::fs::metadata(path) {
+        Ok(there) => Ok(identity(&there) == identity(&file.metadata()?)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+/// Opens a regular file, without waiting for anybody should it be something else.
+fn open_file(path: &Path, write: bool) -> io::Result<File> {
+    let file = OpenOptions::new()
+        .read(true)
+        .write(write)
+        .custom_flags(OFlag::O_NONBLOCK.bits())
+        .open(path)?;
+    let metadata = file.metadata()?;
+    if metadata.is_dir() {
+        return Err(Errno::EISDIR.into());
+    }
+    if !metadata.is_file() {
+        return Err(Errno::EINVAL.into());
+    }
+    Ok(file)
+}
+
+/// The reason for a table that does not open.
+fn cannot_open(path: &Path, reason: impl std::fmt::Display) -> OpenError {
+    OpenError::Unavailable(format!("open database {}: {reason}", shown(path)))
+}
+
+/// The library, or the reason with the way out.
+fn library_for(name: &TableName, path: &Path) -> Result<&'static Library, OpenError> {
+    library().map_err(|error| {
+        let file = Printable(name.name());
+        cannot_open(
+            path,
+            format!(
+                "the Berkeley DB library, which is needed to write it, is not available ({error}); use an lmdb table \
+                 instead: postmap -s {name} | postmap -fui lmdb:{file}"
+            ),
+        )
+    })
+}
+
+/// An error number in words.
+fn words(fault: &Fault) -> String {
+    error_text(&io::Error::from_raw_os_error(fault.number()))
+}
+
+/// A file as it was at some moment.
+type Stamp = [i64; 7];
+
+fn stamp(file: &File) -> io::Result<Stamp> {
+    let metadata = file.metadata()?;
+    let signed = u64::cast_signed;
+    Ok([
+        signed(metadata.dev()),
+        signed(metadata.ino()),
+        signed(metadata.len()),
+        metadata.mtime(),
+        metadata.mtime_nsec(),
+        metadata.ctime(),
+        metadata.ctime_nsec(),
+    ])
+}
+
+struct Berkeley {
+    /// With the suffix, as the reference names an open table.
+    name: TableName,
+    path: PathBuf,
+    layout: Layout,
+    flags: Flags,
+    write: bool,
+    caller: Caller,
+    owner: Owner,
+    file: RwLock<Arc<LockedFile>>,
+    /// The form in which a key was found: 0 not known, 1 with NUL, 2 plain.
+    seen: AtomicU8,
+    /// The file when damage in it was reported.
+    reported: Mutex<Option<Stamp>>,
+    /// The file when it was last found, or left, whole.
+    whole: Mutex<Option<Stamp>>,
+}
+
+/// Opens a table of either type.
+pub(crate) fn open(request: &Request<'_>, layout: Layout) -> Result<Arc<dyn Table>, OpenError> {
+    let path = with_suffix(request.name.name(), ".db");
+    let write = request.access == Access::ReadWrite;
+    let mut file = open_file(&path, write);
+    if write
+        && request.context.caller == Caller::Daemon
+        && let Err(error) = &file
+        && error.kind() == io::ErrorKind::NotFound
+    {
+        build::create_empty(request.name, &path, layout)?;
+        file = open_file(&path, write);
+    }
+    let file = file.map_err(|error| cannot_open(&path, error_text(&error)))?;
+    let metadata = file
+        .metadata()
+        .map_err(|error| cannot_open(&path, error_text(&error)))?;
+    let file = LockedFile::with_flock(file);
+    {
+        let _guard = request
+            .flags
+            .contains(Flags::LOCK)
+            .then(|| file.read())
+            .transpose()
+            .map_err(|error| {
+                OpenError::Unavailable(format!(
+                    "shared-lock database {} for open: {}",
+                    shown(&path),
+                    error_text(&error)
+                ))
+            })?;
+        Reader::new(file.file(), layout).map_err(|fault| cannot_open(&path, words(&fault)))?;
+    }
+    if write {
+        library_for(request.name, &path)?;
+    }
+    let name = TableName::parse(&[request.name.kind(), b":", path.as_os_str().as_bytes()].concat())
+        .map_err(|error| OpenError::Unavailable(error.to_string()))?;
+    if request.flags.contains(Flags::LOCK) {
+        warn_when_older(&path, &metadata, request.name.name());
+    }
+    let mut flags = request.fixed_flags();
+    if !flags.intersects(Flags::TRY0NULL | Flags::TRY1NULL) {
+        flags.insert(Flags::TRY0NULL | Flags::TRY1NULL);
+    }
+    let table = Berkeley {
+        name,
+        path,
+        layout,
+        flags,
+        write,
+        caller: request.context.caller,
+        owner: owner(metadata.uid()),
+        file: RwLock::new(Arc::new(file)),
+        seen: AtomicU8::new(0),
+        reported: Mutex::new(None),
+        whole: Mutex::new(None),
+    };
+    table.hold(&table.current()).map_err(|error| {
+        OpenError::Unavailable(format!(
+            "{}: unable to get exclusive lock: {}",
+            request.name,
+            error_text(&error)
+        ))
+    })?;
+    Ok(Arc::new(table))
+}
+
+impl Berkeley {
+    fn current(&self) -> Arc<LockedFile> {
+        Arc::clone(&self.file.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Takes the lock that is held for as long as the table is open, where the opener wants it.
+    fn hold(&self, file: &LockedFile) -> io::Result<()> {
+        if !self.flags.contains(Flags::OPEN_LOCK) || file.try_hold(Kind::Exclusive)? {
+            return Ok(());
+        }
+        Err(Errno::EAGAIN.into())
+    }
+
+    /// Goes on with the file that has the table's name now.
+    fn reopen(&self) -> Result<(), LookupError> {
+        let file = open_file(&self.path, self.write)
+            .map(LockedFile::with_flock)
+            .and_then(|file| self.hold(&file).map(|()| file))
+            .map_err(|error| {
+                LookupError::Retry(cannot_open(&self.path, error_text(&error)).to_string())
+            })?;
+        *self.file.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(file);
+        Ok(())
+    }
+
+    /// Whether an access locks the file. A table that is written by this process is locked in any case: that is what
+    /// keeps its own threads apart.
+    fn locks(&self, flags: Flags) -> bool {
+        self.write || (flags | self.flags).contains(Flags::LOCK)
+    }
+
+    fn cannot_lock(&self, error: &io::Error) -> LookupError {
+        LookupError::Retry(format!(
+            "{}: lock dictionary: {}",
+            shown(&self.path),
+            error_text(error)
+        ))
+    }
+
+    /// Damage is reported once, until the file is another one: a client may ask a thousand times a second.
+    fn failure(&self, file: &File, text: String) -> LookupError {
+        let now = stamp(file).ok();
+        let mut reported = self.reported.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = now.is_some() && *reported == now;
+        *reported = now;
+        if known && self.caller == Caller::Daemon {
+            return LookupError::Retry(String::new());
+        }
+        LookupError::Retry(text)
+    }
+
+    /// Damage in the file as it is was reported.
+    fn is_reported(&self, file: &File) -> bool {
+        let reported = *self.reported.lock().unwrap_or_else(PoisonError::into_inner);
+        reported.is_some() && stamp(file).ok() == reported
+    }
+
+    /// Reads, again after a while where the file looks damaged, and from the file that is there then.
+    fn read<R>(
+        &self,
+        flags: Flags,
+        failure: impl Fn(&Fault) -> String,
+        mut operation: impl FnMut(&Reader<'_>) -> Result<R, Fault>,
+    ) -> Result<R, LookupError> {
+        let mut pauses = PAUSES.iter();
+        loop {
+            let file = self.current();
+            let result = {
+                let _guard = self
+                    .locks(flags)
+                    .then(|| file.read())
+                    .transpose()
+                    .map_err(|error| self.cannot_lock(&error))?;
+                Reader::new(file.file(), self.layout).and_then(|reader| operation(&reader))
+            };
+            let fault = match result {
+                Ok(result) => return Ok(result),
+                Err(fault) => fault,
+            };
+            let replaced = !is_at(file.file(), &self.path).unwrap_or(true);
+            match pauses.next() {
+                // A file that stays damaged is not waited for each time.
+                Some(pause) if !matches!(fault, Fault::Io(_)) => {
+                    if replaced {
+                        // What cannot be opened leaves the old file, and its fault.
+                        let _ = self.reopen();
+                    } else if self.is_reported(file.file()) {
+                        return Err(self.failure(file.file(), failure(&fault)));
+                    } else {
+                        std::thread::sleep(*pause);
+                    }
+                }
+                _ => return Err(self.failure(file.file(), failure(&fault))),
+            }
+        }
+    }
+
+    fn cannot_read(&self, fault: &Fault) -> String {
+        format!("error reading {}: {}", shown(&self.path), words(fault))
+    }
+
+    fn find(
+        &self,
+        reader: &Reader<'_>,
+        flags: Flags,
+        key: &[u8],
+        value: &mut Vec<u8>,
+    ) -> Result<Outcome, Fault> {
+        let start = value.len();
+        for &form in forms(self.flags, flags) {
+            if with_tail(key, form, |key| reader.find(key, value))? {
+                let length = text(&value[start..]).len();
+                value.truncate(start + length);
+                self.seen
+                    .store(1 + u8::from(form == Form::Plain), Ordering::Relaxed);
+                return Ok(Outcome::Done);
+            }
+        }
+        Ok(Outcome::Absent)
+    }
+
+    /// The form in which a new entry is stored.
+    fn form(&self, flags: Flags) -> Form {
+        prescribed_form(self.flags, flags).unwrap_or_else(|| {
+            match self.seen.load(Ordering::Relaxed) {
+                2 => Form::Plain,
+                _ => Form::WithNul,
+            }
+        })
+    }
+
+    /// Changes the file, alone. The change is in the file, and on disk where that is wanted, before the lock is given
+    /// up.
+    fn change<R>(
+        &self,
+        flags: Flags,
+        doing: &str,
+        mut operation: impl FnMut(&mut Database) -> Result<R, Error>,
+    ) -> Result<R, LookupError> {
+        let failure = |reason: &dyn std::fmt::Display| {
+            LookupError::Retry(format!("error {doing} {}: {reason}", shown(&self.path)))
+        };
+        let library = library().map_err(|error| failure(&error))?;
+        let path = std::path::absolute(&self.path).map_err(|error| failure(&error_text(&error)))?;
+        for _ in 0..ATTEMPTS {
+            let file = self.current();
+            let guard = file.write().map_err(|error| self.cannot_lock(&error))?;
+            let there = is_at(file.file(), &self.path);
+            if !there.map_err(|error| failure(&error_text(&error)))? {
+                drop(guard);
+                self.reopen()?;
+                continue;
+            }
+            self.check_whole(file.file())
+                .map_err(|fault| failure(&words(&fault)))?;
+            let mut database = library
+                .open(&path, self.layout, false, SMALL_CACHE)
+                .map_err(|error| failure(&error))?;
+            let ours = file.file().metadata().map(|metadata| identity(&metadata));
+            if database.identity().ok() != ours.ok() {
+                // Replaced in between.
+                continue;
+            }
+            let result = operation(&mut database).map_err(|error| failure(&error))?;
+            let sync = (flags | self.flags).contains(Flags::SYNC_UPDATE);
+            database.close(sync).map_err(|error| {
+                LookupError::Retry(format!("{}: flush dictionary: {error}", shown(&self.path)))
+            })?;
+            *self.whole.lock().unwrap_or_else(PoisonError::into_inner) = stamp(file.file()).ok();
+            return Ok(result);
+        }
+        Err(failure(&error_text(&Errno::EAGAIN.into())))
+    }
+
+    /// The library trusts what it reads, so a file that somebody else wrote is looked through before.
+    fn check_whole(&self, file: &File) -> Result<(), Fault> {
+        let now = stamp(file)?;
+        let mut whole = self.whole.lock().unwrap_or_else(PoisonError::into_inner);
+        if *whole != Some(now) {
+            Reader::new(file, self.layout)?.check()?;
+            *whole = Some(now);
+        }
+        Ok(())
+    }
+}
+
+/// Gives the stored form of a key, without allocating where it is short.
+fn with_tail<R>(key: &[u8], form: Form, each: impl FnOnce(&[u8]) -> R) -> R {
+    let tail = form.tail();
+    let mut buffer = [0; 512];
+    let length = key.len() + tail.len();
+    match buffer.get_mut(..length) {
+        Some(stored) => {
+            stored[..key.len()].copy_from_slice(key);
+            stored[key.len()..].copy_from_slice(tail);
+            each(stored)
+        }
+        None => each(&[key, tail].concat()),
+    }
+}
+
+impl Table for Berkeley {
+    fn name(&self) -> &TableName {
+        &self.name
+    }
+
+    fn flags(&self) -> Flags {
+        self.flags
+    }
+
+    fn latency(&self) -> Latency {
+        Latency::Blocking
+    }
+
+    fn lookup(
+        &self,
+        flags: Flags,
+        key: &[u8],
+        value: &mut Vec<u8>,
+    ) -> Result<Outcome, LookupError> {
+        self.read(
+            flags,
+            |fault| self.cannot_read(fault),
+            |reader| self.find(reader, flags, key, value),
+        )
+    }
+
+    fn try_lookup(
+        &self,
+        flags: Flags,
+        key: &[u8],
+        value: &mut Vec<u8>,
+    ) -> Option<Result<Outcome, LookupError>> {
+        let file = self.current();
+        let _guard = if self.locks(flags) {
+            match file.try_read() {
+                Ok(Some(guard)) => Some(guard),
+                Ok(None) => return None,
+                Err(error) => return Some(Err(self.cannot_lock(&error))),
+            }
+        } else {
+            None
+        };
+        let reader = Reader::new(file.file(), self.layout).ok()?;
+        // A file that looks damaged is read again where that may take its time.
+        let outcome = self.find(&reader, flags, key, value).ok()?;
+        Some(Ok(outcome))
+    }
+
+    fn update(&self, flags: Flags, key: &[u8], value: &[u8]) -> Result<Outcome, LookupError> {
+        let tail = self.form(flags).tail();
+        let (stored_key, stored_value) = ([key, tail].concat(), [value, tail].concat());
+        let replace = flags.contains(Flags::DUP_REPLACE);
+        let new = self.change(flags, "writing", |database| {
+            database.put(&stored_key, &stored_value, replace)
+        })?;
+        if new {
+            return Ok(Outcome::Done);
+        }
+        match duplicate(shown(&self.path), flags, key) {
+            None => Ok(Outcome::Absent),
+            Some(text) => Err(LookupError::Config(text)),
+        }
+    }
+
+    fn delete(&self, flags: Flags, key: &[u8]) -> Result<Outcome, LookupError> {
+        let deleted = self.change(flags, "deleting from", |database| {
+            for &form in forms(self.flags, flags) {
+                if with_tail(key, form, |key| database.delete(key))? {
+                    return Ok(true);
+                }
+            }
+            Ok(false)
+        })?;
+        Ok(if deleted {
+            Outcome::Done
+        } else {
+            Outcome::Absent
+        })
+    }
+
+    fn sequence(
+        &self,
+        flags: Flags,
+        step: Step,
+        cursor: &mut Cursor,
+        key: &mut Vec<u8>,
+        value: &mut Vec<u8>,
+    ) -> Result<Outcome, LookupError> {
+        if step == Step::First {
+            *cursor = Cursor::default();
+        }
+        let (key_start, value_start) = (key.len(), value.len());
+        let last = cursor.key.as_deref().map(|key| (key, cursor.ordinal));
+        let found = self.read(
+            flags,
+            |fault| {
+                format!(
+                    "error [{}] seeking {}: {}",
+                    fault.number(),
+                    shown(&self.path),
+                    words(fault)
+                )
+            },
+            |reader| reader.after(last, key, value),
+        )?;
+        let Some(place) = found else {
+            return Ok(Outcome::Absent);
+        };
+        cursor.key = Some(key[key_start..].to_vec());
+        cursor.ordinal = place;
+        for (bytes, start) in [(key, key_start), (value, value_start)] {
+            let length = text(&bytes[start..]).len();
+            bytes.truncate(start + length);
+        }
+        Ok(Outcome::Done)
+    }
+
+    fn watches(&self) -> Vec<Watch> {
+        vec![Watch {
+            path: self.path.clone(),
+            modification_time: false,
+        }]
+    }
+
+    fn owner(&self) -> Owner {
+        self.owner
+    }
+}
+
+#[cfg(test)]
+mod tests;

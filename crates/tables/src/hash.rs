@@ -1,0 +1,44 @@
+//! `hash:FILE` is a Berkeley DB hash file in `FILE.db`, made by postmap(1) or postalias(1).
+//!
+//! Files of Berkeley DB 4 and 5 in either byte order are read by this program itself; the library is not needed.
+//! Entries are stored and deleted, and tables created, through the system's `libdb-5.3.so`, which is loaded when it is
+//! first needed. Where it is missing, these fail, and the way out is another type:
+//! `postmap -s hash:FILE | postmap -fui lmdb:FILE` makes an `lmdb:` table with the same entries.
+//!
+//! Programs keep apart by flock(2) on the file: shared to read, exclusive to write. What a program changed is seen at
+//! the next lookup. A key is stored with a NUL behind it unless the creator was told otherwise; both forms are looked
+//! for. Keys and values have no limit. Entries are listed in the order in which they lie in the file.
+//!
+//! Creating a table, and `postmap -i`, write another file beside it, bring it to disk, and rename it: readers have the
+//! old table or the new one, and a maker that dies leaves the old one. A table keeps its mode and owner. Where the
+//! directory does not allow that the file is overwritten in place, as the reference always does.
+//!
+//! Differences from the reference: a damaged file fails lookups for the time being, with one line in the log, and not
+//! the process; a file whose pages do not fit together is not written to. A symbolic link `FILE.db` is replaced, not
+//! followed, by one who creates the table. Both forms of a key are tried each time. Each change is in the file before
+//! the lock is given up; a table that was replaced is opened again before it is changed. `DB_CONFIG` files are not
+//! read. A walk goes on when its entry was deleted.
+
+use std::sync::Arc;
+
+use postkeep_sys::berkeley::Layout;
+use postkeep_table::{OpenError, Table};
+
+use crate::table_type::{Request, TableType};
+use crate::{BuildMode, Builder, berkeley};
+
+pub(crate) static TABLE_TYPE: TableType = TableType {
+    name: "hash",
+    summary: "a Berkeley DB hash file",
+    capabilities: berkeley::CAPABILITIES,
+    open,
+    build: Some(build),
+};
+
+fn open(request: &Request<'_>) -> Result<Arc<dyn Table>, OpenError> {
+    berkeley::open(request, Layout::Hash)
+}
+
+fn build(request: &Request<'_>, mode: BuildMode) -> Result<Box<dyn Builder>, OpenError> {
+    berkeley::build(request, Layout::Hash, mode)
+}
