@@ -7,6 +7,10 @@
     reason = "a panic is how a broken promise shows, in each of them"
 )]
 
+mod berkeley;
+
+pub use berkeley::berkeley_file;
+
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::time::Duration;
@@ -27,6 +31,7 @@ pub type Target = (&'static str, fn(&[u8]));
 /// All targets, by the name of their file in `fuzz/fuzz_targets` and of their directory in `fuzz/regressions`.
 pub const TARGETS: &[Target] = &[
     ("approval_list", approval_list),
+    ("berkeley_file", berkeley_file),
     ("cdb_file", cdb_file),
     ("main_cf", main_cf),
     ("proxymap_requests", proxymap_requests),

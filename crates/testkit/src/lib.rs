@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 pub mod attributes;
+pub mod berkeley;
 pub mod fuzz;
 pub mod peer;
 pub mod private_postfix;

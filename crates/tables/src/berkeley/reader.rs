@@ -4,7 +4,7 @@
 //! A reader believes nothing that a file says. Whatever the bytes are, each operation ends, takes memory only for
 //! what is in the file, and gives an entry of the file or a [`Fault`].
 
-use postkeep_sys::berkeley::Layout;
+pub use postkeep_sys::berkeley::Layout;
 
 use super::hash_pages::Buckets;
 pub use super::pages::{Fault, PageSource};
