@@ -11,6 +11,8 @@ mod berkeley;
 
 pub use berkeley::berkeley_file;
 
+mod tables;
+
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::time::Duration;
@@ -25,6 +27,8 @@ use postkeep_wire::proxymap::Generation;
 use postkeep_wire::scan::{Limits, Progress, ScanFlags, Scanner, Stop, Value, Wanted};
 use postkeep_wire::{Encoding, End, proxymap, scache};
 
+pub use tables::{cidr_rules, table_lists};
+
 /// The name of a target and its body.
 pub type Target = (&'static str, fn(&[u8]));
 
@@ -33,11 +37,13 @@ pub const TARGETS: &[Target] = &[
     ("approval_list", approval_list),
     ("berkeley_file", berkeley_file),
     ("cdb_file", cdb_file),
+    ("cidr_rules", cidr_rules),
     ("main_cf", main_cf),
     ("proxymap_requests", proxymap_requests),
     ("scache_conversation", scache_conversation),
     ("scache_requests", scache_requests),
     ("scan_lists", scan_lists),
+    ("table_lists", table_lists),
 ];
 
 /// Small limits, so that a fuzzer gets at them.
