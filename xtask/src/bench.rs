@@ -12,6 +12,7 @@ use postkeep_testkit::{Implementation, Scratch, StandIn, real_postfix};
 use serde_json::{Value, json};
 
 use crate::load::{Crowd, Script, Step, slow_tcp_table};
+use crate::turns::{self, Contest, Side};
 use crate::{cargo, run as execute, top};
 
 #[derive(Debug, clap::Args)]
@@ -221,52 +222,8 @@ fn start(implementation: Implementation, service: &str, postkeep: &Path) -> Resu
         .context("the daemon is not there")
 }
 
-/// Processor time of a process so far, in clock ticks.
-fn ticks(pid: u32) -> Result<u64> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
-    let fields: Vec<&str> = stat
-        .rsplit_once(')')
-        .context("strange stat")?
-        .1
-        .split_whitespace()
-        .collect();
-    Ok(fields[11].parse::<u64>()? + fields[12].parse::<u64>()?)
-}
-
-#[derive(Clone, Copy, Debug)]
-struct Sample {
-    rate: f64,
-    /// Microseconds of the daemon's processor time for one operation.
-    cost: f64,
-}
-
-fn measure(daemon: &StandIn, crowd: &mut Crowd, duration: Duration) -> Result<Sample> {
-    let before = ticks(daemon.pid())?;
-    let done = crowd.run_for(duration)?;
-    let spent = ticks(daemon.pid())? - before;
-    let rate = done.per_second();
-    #[expect(clippy::cast_precision_loss, reason = "seconds of clock ticks")]
-    let seconds = spent as f64 / rustix::param::clock_ticks_per_second() as f64;
-    Ok(Sample {
-        rate,
-        cost: seconds * 1e6 / (rate * done.elapsed.as_secs_f64()),
-    })
-}
-
-fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_by(f64::total_cmp);
-    values[values.len() / 2]
-}
-
-fn spread(values: &[f64]) -> (f64, f64) {
-    let low = values.iter().copied().fold(f64::INFINITY, f64::min);
-    let high = values.iter().copied().fold(0.0, f64::max);
-    (low, high)
-}
-
 fn compare(bench: &Bench, clients: usize, postkeep: &Path, options: &Options) -> Result<Value> {
-    let mut sides = Vec::new();
-    for implementation in [Implementation::Postfix, Implementation::Postkeep] {
+    let side = |implementation| -> Result<Side> {
         let daemon = start(implementation, bench.service, postkeep)?;
         let script = (bench.script)(&daemon.scratch().display().to_string());
         let mut crowd = Crowd::connect(
@@ -277,41 +234,19 @@ fn compare(bench: &Bench, clients: usize, postkeep: &Path, options: &Options) ->
             &script,
         )?;
         crowd.run_for(Duration::from_millis(200))?;
-        sides.push((daemon, crowd));
+        Ok(Side { daemon, crowd })
+    };
+    Contest {
+        name: bench.name,
+        clients,
+        unit: bench.unit,
+        duration: Duration::from_secs_f64(options.seconds),
+        rounds: options.rounds,
     }
-    let duration = Duration::from_secs_f64(options.seconds);
-    let mut samples = [Vec::new(), Vec::new()];
-    for _ in 0..options.rounds {
-        for ((daemon, crowd), samples) in sides.iter_mut().zip(&mut samples) {
-            samples.push(measure(daemon, crowd, duration)?);
-        }
-    }
-    let [postfix, postkeep] = samples;
-    let ratios: Vec<f64> = postfix
-        .iter()
-        .zip(&postkeep)
-        .map(|(postfix, postkeep)| postkeep.rate / postfix.rate)
-        .collect();
-    let rate = |samples: &[Sample]| median(samples.iter().map(|sample| sample.rate).collect());
-    let cost = |samples: &[Sample]| median(samples.iter().map(|sample| sample.cost).collect());
-    let (low, high) = spread(&ratios);
-    println!(
-        "{:<18} {clients:>4}  {:>10.0} {:>10.0} {:<10} {:>5.2} ({low:.2} .. {high:.2})   {:>6.1} {:>6.1}",
-        bench.name,
-        rate(&postfix),
-        rate(&postkeep),
-        bench.unit,
-        median(ratios.clone()),
-        cost(&postfix),
-        cost(&postkeep),
-    );
-    let rates = |samples: &[Sample]| samples.iter().map(|sample| sample.rate).collect::<Vec<_>>();
-    Ok(json!({
-        "bench": bench.name, "clients": clients, "unit": bench.unit,
-        "postfix": rates(&postfix), "postkeep": rates(&postkeep),
-        "ratio": median(ratios.clone()), "ratio_low": low, "ratio_high": high,
-        "postfix_cpu_us": cost(&postfix), "postkeep_cpu_us": cost(&postkeep),
-    }))
+    .run(
+        &mut side(Implementation::Postfix)?,
+        &mut side(Implementation::Postkeep)?,
+    )
 }
 
 /// Lookups of each client in a table that takes ten milliseconds for each.
@@ -400,10 +335,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         .postkeep
         .clone()
         .unwrap_or_else(|| target.join("release/postkeep"));
-    println!(
-        "{:<18} {:>4}  {:>10} {:>10} {:<10} {:>5} {:<16} {:>6} {:>6}",
-        "", "clients", "Postfix", "postkeep", "", "ratio", "(low .. high)", "us", "us"
-    );
+    turns::print_head();
     let mut rates = Vec::new();
     for bench in benches() {
         if options

@@ -5,6 +5,9 @@ mod bench;
 mod check;
 mod fuzz;
 mod load;
+mod statistics;
+mod tables;
+mod turns;
 
 use std::path::Path;
 use std::process::Command;
@@ -25,6 +28,8 @@ enum Chore {
     Check(check::Options),
     /// Our daemons beside Postfix's own, in one run
     Bench(bench::Options),
+    /// Our table lookups beside Postfix's own, in one run
+    BenchTables(tables::Options),
     /// Each fuzz target for a while
     Fuzz(fuzz::Options),
 }
@@ -33,6 +38,7 @@ fn main() -> Result<()> {
     match Options::parse().chore {
         Chore::Check(options) => check::run(&options),
         Chore::Bench(options) => bench::run(&options),
+        Chore::BenchTables(options) => tables::run(&options),
         Chore::Fuzz(options) => fuzz::run(&options),
     }
 }
