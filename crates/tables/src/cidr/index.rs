@@ -7,16 +7,13 @@
 //! which is built once and never changed.
 
 use super::ranges::{Arena, Set};
-use super::rules::{Address, CidrRules, Family, Results, Statement};
-
-/// Stands for no answer.
-const NOTHING: u32 = u32::MAX;
+use super::rules::{Address, CidrRules, Family, Place, Results, Statement};
 
 /// Finds what [`CidrRules::walk`] finds, in a few steps.
 #[derive(Debug)]
 pub struct CidrIndex {
-    v4: Tree<u32, 16>,
-    v6: Tree<u128, 8>,
+    v4: Tree<u32, Place, 16>,
+    v6: Tree<u128, Place, 8>,
     results: Results,
 }
 
@@ -38,11 +35,11 @@ impl CidrIndex {
 
     /// The result of the first rule that holds.
     pub fn find(&self, address: Address) -> Option<&[u8]> {
-        let number = match address.family {
+        let place = match address.family {
             Family::V4 => self.v4.find(u32::try_from(address.number).ok()?),
             Family::V6 => self.v6.find(address.number),
         };
-        self.results.find(number)
+        self.results.find(place)
     }
 }
 
@@ -55,18 +52,18 @@ enum Block {
 }
 
 /// The ranges of a family, by their first addresses, with their answers; the first one begins at 0.
-fn ranges(statements: &[Statement], family: Family) -> Vec<(u128, u32)> {
+fn ranges(statements: &[Statement], family: Family) -> Vec<(u128, Place)> {
     let mut arena = Arena::new();
     let mut open = arena.range(0, family.last());
     let mut blocks = Vec::new();
     let mut answered = Vec::new();
     for statement in statements {
         match *statement {
-            Statement::Match(condition, number) if condition.network.family == family => {
+            Statement::Match(condition, place) if condition.network.family == family => {
                 let (first, last) = (condition.network.first, condition.network.last);
                 let (low, inside, high) = arena.cut(open, first, last);
                 let mut take = |arena: &mut Arena, set| {
-                    arena.drain(set, |first, last| answered.push((first, last, number)));
+                    arena.drain(set, |first, last| answered.push((first, last, place)));
                 };
                 if condition.negated {
                     take(&mut arena, low);
@@ -110,78 +107,93 @@ fn ranges(statements: &[Statement], family: Family) -> Vec<(u128, u32)> {
     }
     answered.sort_unstable();
     // Gaps have no answer; neighbours with the same answer are one range.
-    let mut found: Vec<(u128, u32)> = vec![(0, NOTHING)];
+    let mut found: Vec<(u128, Place)> = vec![(0, Place::NOWHERE)];
     let mut put = |first, answer| match found.last_mut() {
         Some(before) if before.0 == first => before.1 = answer,
         _ => found.push((first, answer)),
     };
-    for (first, last, number) in answered {
-        put(first, number);
+    for (first, last, place) in answered {
+        put(first, place);
         if last < family.last() {
-            put(last + 1, NOTHING);
+            put(last + 1, Place::NOWHERE);
         }
     }
     found.dedup_by_key(|range| range.1);
     found
 }
 
-/// A static search tree over sorted keys, with `WIDTH` keys in a node and `WIDTH + 1` children.
+/// Some keys of a tree, in order.
 ///
-/// A node is one or two cache lines that are compared as a whole; nodes of a level are in one block.
-#[derive(Debug)]
-struct Tree<K, const WIDTH: usize> {
-    /// From the root to the leaves. A key above the leaves is the first one of the child behind it.
-    levels: Vec<Box<[[K; WIDTH]]>>,
-    /// For each key of the leaves what is true from there to the next key.
-    answers: Box<[u32]>,
+/// The alignment keeps a node in as few cache lines as it can be in: one of IPv4 keys, two of IPv6 keys.
+#[derive(Clone, Copy, Debug)]
+#[repr(align(64))]
+struct Node<K, const WIDTH: usize>([K; WIDTH]);
+
+impl<K: Copy + Ord, const WIDTH: usize> Node<K, WIDTH> {
+    fn new(keys: &[K], filler: K) -> Self {
+        let mut node = [filler; WIDTH];
+        node[..keys.len()].copy_from_slice(keys);
+        Self(node)
+    }
+
+    /// How many keys are not above `key`. All are compared, which is faster than to branch.
+    fn count(&self, key: K) -> usize {
+        let count: u32 = self.0.iter().map(|&first| u32::from(first <= key)).sum();
+        count as usize
+    }
 }
 
-impl<K: Copy + Ord, const WIDTH: usize> Tree<K, WIDTH> {
+/// A static search tree over sorted keys, with `WIDTH` keys in a node and `WIDTH + 1` children.
+#[derive(Debug)]
+struct Tree<K, A, const WIDTH: usize> {
+    /// Above the leaves, from the root on. A key there is the first one of the child behind it.
+    inner: Box<[Box<[Node<K, WIDTH>]>]>,
+    leaves: Box<[Node<K, WIDTH>]>,
+    /// For each key of the leaves what is true from there to the next key.
+    answers: Box<[A]>,
+}
+
+impl<K: Copy + Ord, A: Copy, const WIDTH: usize> Tree<K, A, WIDTH> {
     /// `ranges`: sorted, of which the first begins with the smallest key; `filler`: the largest key
-    fn new(ranges: impl IntoIterator<Item = (K, u32)>, filler: K) -> Self {
-        let (keys, answers): (Vec<K>, Vec<u32>) = ranges.into_iter().unzip();
-        let node = |keys: &[K]| {
-            let mut node = [filler; WIDTH];
-            node[..keys.len()].copy_from_slice(keys);
-            node
-        };
-        let mut levels = vec![keys.chunks(WIDTH).map(node).collect::<Box<[_]>>()];
+    fn new(ranges: impl IntoIterator<Item = (K, A)>, filler: K) -> Self {
+        let (keys, answers): (Vec<K>, Vec<A>) = ranges.into_iter().unzip();
+        let leaves = keys.chunks(WIDTH);
         // The first key below each node of the level.
-        let mut firsts: Vec<K> = keys.chunks(WIDTH).map(|keys| keys[0]).collect();
+        let mut firsts: Vec<K> = leaves.clone().map(|keys| keys[0]).collect();
+        let mut inner = Vec::new();
         while firsts.len() > 1 {
             let children = firsts.chunks(WIDTH + 1);
-            levels.push(children.clone().map(|keys| node(&keys[1..])).collect());
+            let nodes = children.clone().map(|keys| Node::new(&keys[1..], filler));
+            inner.push(nodes.collect());
             firsts = children.map(|keys| keys[0]).collect();
         }
-        levels.reverse();
+        inner.reverse();
         Self {
-            levels,
+            inner: inner.into(),
+            leaves: leaves.map(|keys| Node::new(keys, filler)).collect(),
             answers: answers.into(),
         }
     }
 
-    fn find(&self, key: K) -> u32 {
+    fn find(&self, key: K) -> A {
         let mut place = 0;
-        let mut levels = self.levels.iter();
-        let mut level = levels.next();
-        while let Some(nodes) = level {
-            // Fillers are below no key but count for the largest one, which belongs to the last child there is.
-            let below = nodes[place].iter().filter(|&&first| first <= key).count();
-            level = levels.next();
-            place = match level {
-                Some(children) => (place * (WIDTH + 1) + below).min(children.len() - 1),
-                None => (place * WIDTH + below)
-                    .min(self.answers.len())
-                    .saturating_sub(1),
-            };
+        // Fillers count for the largest key only, which belongs to the last child there is: that is where too
+        // large a place leads.
+        let last = |nodes: &[Node<K, WIDTH>]| nodes.len().saturating_sub(1);
+        for nodes in &self.inner {
+            place = place.min(last(nodes));
+            place = place * (WIDTH + 1) + nodes[place].count(key);
         }
-        self.answers.get(place).copied().unwrap_or(NOTHING)
+        place = place.min(last(&self.leaves));
+        // There is a key that is not above: the first of all is the smallest.
+        place = (place * WIDTH + self.leaves[place].count(key)).saturating_sub(1);
+        self.answers[place.min(self.answers.len().saturating_sub(1))]
     }
 
     /// How many nodes a lookup visits, whatever the key.
     #[cfg(test)]
     fn visited(&self) -> usize {
-        self.levels.len()
+        self.inner.len() + 1
     }
 }
 
@@ -270,11 +282,11 @@ mod tests {
             keys.insert(0, 0);
             keys.push(u32::MAX);
             keys.dedup();
-            let tree: Tree<u32, 4> = Tree::new(keys.iter().copied().zip(0..), u32::MAX);
+            let tree: Tree<u32, usize, 4> = Tree::new(keys.iter().copied().zip(0..), u32::MAX);
             let around = keys.iter().flat_map(|&key| [key.saturating_sub(1), key, key.saturating_add(1)]);
             for key in around.chain(more.into_iter().map(u32::from)).collect::<Vec<_>>() {
                 let wanted = keys.partition_point(|&first| first <= key) - 1;
-                prop_assert_eq!(tree.find(key) as usize, wanted);
+                prop_assert_eq!(tree.find(key), wanted);
             }
         }
     }

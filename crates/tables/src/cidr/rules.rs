@@ -119,36 +119,51 @@ impl Condition {
 /// One line that counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Statement {
-    /// Where the condition holds, the answer is the result of this number.
-    Match(Condition, u32),
+    /// Where the condition holds, the answer is this result.
+    Match(Condition, Place),
     /// Up to the matching `EndIf`, or the end, only where the condition holds.
     If(Condition),
     EndIf,
+}
+
+/// Where the text of a result is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Place {
+    start: u32,
+    length: u32,
+}
+
+impl Place {
+    /// Stands for no result.
+    pub(super) const NOWHERE: Self = Self {
+        start: u32::MAX,
+        length: u32::MAX,
+    };
 }
 
 /// The results, each text once.
 #[derive(Debug, Default)]
 pub(super) struct Results {
     text: Vec<u8>,
-    ends: Vec<usize>,
 }
 
 impl Results {
-    pub(super) fn find(&self, number: u32) -> Option<&[u8]> {
-        let number = usize::try_from(number).ok()?;
-        let end = *self.ends.get(number)?;
-        let start = number.checked_sub(1).map_or(0, |before| self.ends[before]);
-        Some(&self.text[start..end])
+    pub(super) fn find(&self, place: Place) -> Option<&[u8]> {
+        // Also where both are the largest number the end is behind every text.
+        let start = usize::try_from(place.start).ok()?;
+        let end = start.checked_add(usize::try_from(place.length).ok()?)?;
+        self.text.get(start..end)
     }
 
-    /// The number of a text that is not there yet.
-    ///
-    /// More texts than there are numbers do not fit into memory as a source; the last number stands for nothing.
-    fn add(&mut self, text: &[u8]) -> u32 {
-        let number = u32::try_from(self.ends.len()).unwrap_or(u32::MAX);
+    /// Adds a text that is not there yet; `None` when all of them would be above 4 GiB.
+    fn add(&mut self, text: &[u8]) -> Option<Place> {
+        let end = u32::try_from(self.text.len().checked_add(text.len())?).ok()?;
+        let length = u32::try_from(text.len()).ok()?;
         self.text.extend_from_slice(text);
-        self.ends.push(self.text.len());
-        number
+        Some(Place {
+            start: end - length,
+            length,
+        })
     }
 }
 
@@ -176,7 +191,7 @@ impl CidrRules {
         warn: &mut dyn FnMut(String),
     ) -> Self {
         let mut rules = Self::default();
-        let mut numbers: HashMap<Vec<u8>, u32> = HashMap::new();
+        let mut places: HashMap<Vec<u8>, Place> = HashMap::new();
         // The lines of the blocks that are open.
         let mut open = Vec::new();
         for logical in LogicalLines::new(text) {
@@ -189,14 +204,15 @@ impl CidrRules {
                 Ok(match line {
                     Line::Match(condition, result) => {
                         let result = content(result)?;
-                        let number = if let Some(&number) = numbers.get(&*result) {
-                            number
+                        let place = if let Some(&place) = places.get(&*result) {
+                            place
                         } else {
-                            let number = rules.results.add(&result);
-                            numbers.insert(result.into_owned(), number);
-                            number
+                            let place = rules.results.add(&result);
+                            let place = place.ok_or("results are too large")?;
+                            places.insert(result.into_owned(), place);
+                            place
                         };
-                        Statement::Match(condition, number)
+                        Statement::Match(condition, place)
                     }
                     Line::If(condition) => Statement::If(condition),
                     Line::EndIf => Statement::EndIf,
@@ -232,9 +248,9 @@ impl CidrRules {
         let mut skipped = 0_usize;
         for statement in &self.statements {
             match statement {
-                Statement::Match(condition, number) if skipped == 0 => {
+                Statement::Match(condition, place) if skipped == 0 => {
                     if condition.holds(address) {
-                        return self.results.find(*number);
+                        return self.results.find(*place);
                     }
                 }
                 Statement::If(condition) if skipped == 0 => {
