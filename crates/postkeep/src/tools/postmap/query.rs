@@ -142,7 +142,11 @@ impl Tables<'_> {
                 continue;
             }
             if value.is_empty() {
-                warn_empty(name, key);
+                // For a single key the reference names the table as the operand does.
+                let named = (!with_key)
+                    .then(|| command.table_name(operand))
+                    .transpose()?;
+                warn_empty(named.as_ref().unwrap_or(name), key);
             }
             self.found = true;
             if with_key || command.options.json {
