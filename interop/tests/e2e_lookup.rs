@@ -81,6 +81,28 @@ const TABLES: &[(&str, &[(&str, Wanted)])] = &[
         ],
     ),
     (
+        "hash:$SCRATCH/tables/hashed",
+        &[
+            ("plain", Wanted::Found),
+            ("user@example.test", Wanted::Found),
+            ("PLAIN", Wanted::Found),
+            ("na\u{ef}ve", Wanted::Found),
+            ("absent", Wanted::NotFound),
+        ],
+    ),
+    (
+        "btree:$SCRATCH/tables/tree",
+        &[
+            ("plain", Wanted::Found),
+            ("continued", Wanted::Found),
+            ("absent", Wanted::NotFound),
+        ],
+    ),
+    (
+        "hash:$SCRATCH/tables/missing",
+        &[("any", Wanted::Unavailable)],
+    ),
+    (
         "cdb:$SCRATCH/tables/constant",
         &[
             ("plain", Wanted::Found),
@@ -185,6 +207,8 @@ fn lookups(implementation: Implementation) -> Result<Option<Transcript>> {
         .table("secret", "plain secret\n")
         .indexed_table("lmdb", "index", text)
         .indexed_table("cdb", "constant", text)
+        .indexed_table("hash", "hashed", text)
+        .indexed_table("btree", "tree", text)
         .indexed_table("lmdb", "secret", "plain secret\n")
         .start()?;
     let Some(postfix) = started else {

@@ -24,7 +24,21 @@ use postkeep_testkit::stand_in::Plan;
 use postkeep_testkit::{Implementation, Scratch, StandIn};
 
 /// Type and file of each table.
-const TABLES: [(&str, &str); 3] = [("cdb", "c"), ("lmdb", "l"), ("texthash", "x")];
+const TABLES: [(&str, &str); 5] = [
+    ("btree", "b"),
+    ("cdb", "c"),
+    ("hash", "h"),
+    ("lmdb", "l"),
+    ("texthash", "x"),
+];
+
+/// Those that postmap(1) makes: type and name, and the file.
+const INDEXED: [(&str, &str); 4] = [
+    ("btree:b", "b.db"),
+    ("cdb:c", "c.cdb"),
+    ("hash:h", "h.db"),
+    ("lmdb:l", "l.lmdb"),
+];
 
 /// How many keys each table has.
 const KEYS: u64 = 200;
@@ -113,41 +127,37 @@ impl Writer<'_> {
         self.version += 1;
         newest.store(self.version, Ordering::SeqCst);
         let source = self.source();
-        for name in ["c", "l"] {
+        for name in ["b", "c", "h", "l"] {
             fs::write(self.place.join(name), &source).unwrap();
         }
         self.rename_over("x", source.as_bytes(), 0o644);
-        self.postmap(self.version.is_multiple_of(2), "cdb:c");
-        self.postmap(!self.version.is_multiple_of(2), "lmdb:l");
+        for (number, (table, _)) in (self.version..).zip(INDEXED) {
+            self.postmap(number.is_multiple_of(2), table);
+        }
     }
 
     /// Puts something that is no table in the place of each.
     fn damage(&mut self) {
-        let whole = |name: &str| fs::read(self.place.join(name)).unwrap();
-        let (cdb, lmdb) = (whole("c.cdb"), whole("l.lmdb"));
+        for (_, file) in INDEXED {
+            let whole = fs::read(self.place.join(file)).unwrap();
+            let broken = match self.breaks % 3 {
+                0 if file == "l.lmdb" => whole[..3 * 4096].to_vec(),
+                0 => whole[..whole.len() / 2].to_vec(),
+                1 => Vec::new(),
+                _ => b"no table at all\n".repeat(1000),
+            };
+            self.rename_over(file, &broken, 0o644);
+        }
         match self.breaks % 3 {
-            0 => {
-                self.rename_over("c.cdb", &cdb[..cdb.len() / 2], 0o644);
-                self.rename_over("l.lmdb", &lmdb[..3 * 4096], 0o644);
-                self.rename_over("x", b"key0 hidden\n", 0o600);
-            }
-            1 => {
-                self.rename_over("c.cdb", b"", 0o644);
-                self.rename_over("l.lmdb", b"", 0o644);
-                fs::remove_file(self.place.join("x")).unwrap();
-            }
-            _ => {
-                let junk = b"no table at all\n".repeat(1000);
-                self.rename_over("c.cdb", &junk, 0o644);
-                self.rename_over("l.lmdb", &junk, 0o644);
-                self.rename_over("x", b"key0 hidden\n", 0o000);
-            }
+            0 => self.rename_over("x", b"key0 hidden\n", 0o600),
+            1 => fs::remove_file(self.place.join("x")).unwrap(),
+            _ => self.rename_over("x", b"key0 hidden\n", 0o000),
         }
         self.breaks += 1;
     }
 
     /// Ends what [`Self::damage`] began, with a new version. postmap(1) does not repair an LMDB file, so that one is
-    /// made under another name.
+    /// made under another name, and it complains about an empty Berkeley DB file.
     fn repair(&mut self, newest: &AtomicU64) {
         self.version += 1;
         newest.store(self.version, Ordering::SeqCst);
@@ -156,8 +166,11 @@ impl Writer<'_> {
         let _ = fs::remove_file(self.place.join("fresh.lmdb"));
         self.postmap(true, "lmdb:fresh");
         fs::rename(self.place.join("fresh.lmdb"), self.place.join("l.lmdb")).unwrap();
-        fs::write(self.place.join("c"), &source).unwrap();
-        self.postmap(false, "cdb:c");
+        for (name, table) in [("b", "btree:b"), ("c", "cdb:c"), ("h", "hash:h")] {
+            fs::write(self.place.join(name), &source).unwrap();
+            let _ = fs::remove_file(self.place.join(format!("{name}.db")));
+            self.postmap(name == "b", table);
+        }
         self.rename_over("x", source.as_bytes(), 0o644);
     }
 

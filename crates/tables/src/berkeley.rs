@@ -99,11 +99,16 @@ fn cannot_open(path: &Path, reason: impl std::fmt::Display) -> OpenError {
 fn library_for(name: &TableName, path: &Path) -> Result<&'static Library, OpenError> {
     library().map_err(|error| {
         let file = Printable(name.name());
+        let convert = if path.exists() {
+            format!("postmap -s {name} | postmap -fui lmdb:{file}")
+        } else {
+            format!("postmap lmdb:{file}")
+        };
         cannot_open(
             path,
             format!(
                 "the Berkeley DB library, which is needed to write it, is not available ({error}); use an lmdb table \
-                 instead: postmap -s {name} | postmap -fui lmdb:{file}"
+                 instead: {convert}"
             ),
         )
     })
@@ -180,7 +185,9 @@ pub(crate) fn open(request: &Request<'_>, layout: Layout) -> Result<Arc<dyn Tabl
                     error_text(&error)
                 ))
             })?;
-        Reader::new(file.file(), layout).map_err(|fault| cannot_open(&path, words(&fault)))?;
+        Reader::new(file.file(), layout)
+            .and_then(|reader| reader.check_length())
+            .map_err(|fault| cannot_open(&path, words(&fault)))?;
     }
     if write {
         library_for(request.name, &path)?;

@@ -129,13 +129,11 @@ impl<'s> Reader<'s> {
         result
     }
 
-    /// Reads the whole file for nothing but its faults, more of which are noticed than by the other operations: no
-    /// page is used twice, and keys are where they belong.
+    /// Holds the length of the file to what its header says: it may have been cut off.
     ///
     /// # Errors
-    /// The first [`Fault`].
-    pub fn check(&self) -> Result<(), Fault> {
-        let last = self.pages.last as usize;
+    /// [`Fault::Damaged`] when pages are missing.
+    pub fn check_length(&self) -> Result<(), Fault> {
         let pages = self.pages.source.length()? / self.pages.size as u64;
         if pages <= u64::from(self.pages.last) {
             return Err(Fault::Damaged {
@@ -143,7 +141,17 @@ impl<'s> Reader<'s> {
                 what: "not in the file",
             });
         }
-        let mut seen = vec![false; last + 1];
+        Ok(())
+    }
+
+    /// Reads the whole file for nothing but its faults, more of which are noticed than by the other operations: no
+    /// page is used twice, and keys are where they belong.
+    ///
+    /// # Errors
+    /// The first [`Fault`].
+    pub fn check(&self) -> Result<(), Fault> {
+        self.check_length()?;
+        let mut seen = vec![false; self.pages.last as usize + 1];
         seen[0] = true;
         let mut visit = |page: u32| {
             let seen = seen.get_mut(page as usize);
