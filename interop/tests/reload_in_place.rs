@@ -156,20 +156,24 @@ impl Writer<'_> {
         self.breaks += 1;
     }
 
-    /// Ends what [`Self::damage`] began, with a new version. postmap(1) does not repair an LMDB file, so that one is
-    /// made under another name, and it complains about an empty Berkeley DB file.
+    /// Ends what [`Self::damage`] began, with a new version. postmap(1) does not repair an LMDB file, and it complains
+    /// about an empty Berkeley DB file, so each is made under another name; a moment without a file would be one more
+    /// broken version.
     fn repair(&mut self, newest: &AtomicU64) {
         self.version += 1;
         newest.store(self.version, Ordering::SeqCst);
         let source = self.source();
-        fs::write(self.place.join("fresh"), &source).unwrap();
-        let _ = fs::remove_file(self.place.join("fresh.lmdb"));
-        self.postmap(true, "lmdb:fresh");
-        fs::rename(self.place.join("fresh.lmdb"), self.place.join("l.lmdb")).unwrap();
-        for (name, table) in [("b", "btree:b"), ("c", "cdb:c"), ("h", "hash:h")] {
+        for name in ["fresh", "b", "c", "h", "l"] {
             fs::write(self.place.join(name), &source).unwrap();
-            let _ = fs::remove_file(self.place.join(format!("{name}.db")));
-            self.postmap(name == "b", table);
+        }
+        for (ours, kind, made, file) in [
+            (true, "lmdb", "fresh.lmdb", "l.lmdb"),
+            (true, "btree", "fresh.db", "b.db"),
+            (false, "hash", "fresh.db", "h.db"),
+            (false, "cdb", "fresh.cdb", "c.cdb"),
+        ] {
+            self.postmap(ours, &format!("{kind}:fresh"));
+            fs::rename(self.place.join(made), self.place.join(file)).unwrap();
         }
         self.rename_over("x", source.as_bytes(), 0o644);
     }

@@ -16,7 +16,7 @@ use std::thread;
 
 use clap::{Args, Subcommand};
 use postkeep_client::Place;
-use postkeep_client::scache::{Connection, Session, Settings};
+use postkeep_client::scache::{Answered, Connection, Error, Session, Settings};
 use postkeep_sys::descriptor::{Inherited, set_nonblocking};
 use postkeep_wire::diagnostics::Shown;
 use postkeep_wire::scache::Status;
@@ -137,8 +137,17 @@ fn settings(server: &Server) -> Result<Settings, String> {
     })
 }
 
-fn connect(server: &Server) -> Result<Connection, String> {
-    Connection::open(&settings(server)?).map_err(|error| error.to_string())
+/// Does something with the service, and once more if that goes away meanwhile: a process that is replaced drops
+/// the clients that have not asked for anything yet, and its successor is there already.
+fn attempt<T>(server: &Server, operation: impl Fn(Connection) -> Answered<T>) -> Result<T, String> {
+    let settings = settings(server)?;
+    let once = || Connection::open(&settings).and_then(&operation);
+    match once() {
+        Err(Error::Exchange { .. }) => once(),
+        result => result,
+    }
+    .map(|(_, answer)| answer)
+    .map_err(|error| error.to_string())
 }
 
 fn save_endpoint(options: &SaveEndpoint) -> Result<Answer, String> {
@@ -153,26 +162,26 @@ fn save_endpoint(options: &SaveEndpoint) -> Result<Answer, String> {
             .map_err(|error| format!("descriptor {number}: {error}"))?,
         (None, None) => return Err("a connection is needed: --connect or --fd".to_owned()),
     };
-    let (_, status) = connect(&options.server)?
-        .save_endpoint(
+    let status = attempt(&options.server, |connection| {
+        connection.save_endpoint(
             options.saved.ttl,
             options.label.as_bytes(),
             options.saved.property.as_bytes(),
             descriptor.as_fd(),
         )
-        .map_err(|error| error.to_string())?;
+    })?;
     saved(status)
 }
 
 fn save_destination(options: &SaveDestination) -> Result<Answer, String> {
-    let (_, status) = connect(&options.server)?
-        .save_destination(
+    let status = attempt(&options.server, |connection| {
+        connection.save_destination(
             options.saved.ttl,
             options.label.as_bytes(),
             options.saved.property.as_bytes(),
             options.endpoint.as_bytes(),
         )
-        .map_err(|error| error.to_string())?;
+    })?;
     saved(status)
 }
 
@@ -186,11 +195,10 @@ fn saved(status: Status) -> Result<Answer, String> {
 
 fn find(
     options: &Find,
-    find: impl FnOnce(Connection, &[u8]) -> postkeep_client::scache::Answered<Option<Session>>,
+    find: impl Fn(Connection, &[u8]) -> Answered<Option<Session>>,
 ) -> Result<Answer, String> {
-    let connection = connect(&options.server)?;
-    let (_, session) =
-        find(connection, options.label.as_bytes()).map_err(|error| error.to_string())?;
+    let label = options.label.as_bytes();
+    let session = attempt(&options.server, |connection| find(connection, label))?;
     let Some(session) = session else {
         return Ok(Answer::No);
     };
