@@ -55,7 +55,8 @@ const PERIOD: Duration = Duration::from_millis(100);
 /// How many good versions there are before a broken one.
 const GOOD: u64 = 20;
 
-/// How long a broken version stays: the server looks once a second.
+/// How long a broken version stays after the server has told of it: the server looks once a second, and must not tell
+/// of it again.
 const BROKEN: Duration = Duration::from_millis(1600);
 
 /// How many broken versions there are at least.
@@ -178,7 +179,30 @@ impl Writer<'_> {
         self.rename_over("x", source.as_bytes(), 0o644);
     }
 
-    fn run(&mut self, newest: &AtomicU64, over: &AtomicBool, lookups: &AtomicU64, wanted: u64) {
+    /// Waits until the server has told of the last broken version of each table.
+    fn await_complaints(&self, daemon: &StandIn, over: &AtomicBool) {
+        let deadline = Instant::now() + Duration::from_secs(30);
+        while !over.load(Ordering::SeqCst) {
+            let log = daemon.log_texts();
+            if TABLES
+                .iter()
+                .all(|table| complaints(&log, &self.place, *table) >= self.breaks)
+            {
+                return;
+            }
+            assert!(Instant::now() < deadline, "not told: {log:#?}");
+            thread::sleep(Duration::from_millis(100));
+        }
+    }
+
+    fn run(
+        &mut self,
+        daemon: &StandIn,
+        newest: &AtomicU64,
+        over: &AtomicBool,
+        lookups: &AtomicU64,
+        wanted: u64,
+    ) {
         let start = Instant::now();
         loop {
             for _ in 0..GOOD {
@@ -192,6 +216,7 @@ impl Writer<'_> {
                 break;
             }
             self.damage();
+            self.await_complaints(daemon, over);
             thread::sleep(BROKEN);
             self.repair(newest);
         }
@@ -203,6 +228,15 @@ impl Writer<'_> {
             start.elapsed()
         );
     }
+}
+
+/// How often the log says that a table stays as it was.
+fn complaints(log: &[String], place: &Path, (kind, file): (&str, &str)) -> u64 {
+    let text = format!(
+        "; table {kind}:{}: stays as it was before the change",
+        place.join(file).display()
+    );
+    log.iter().filter(|line| line.contains(&text)).count() as u64
 }
 
 /// Asks until it is over, and holds each answer to what is promised.
@@ -304,7 +338,7 @@ fn no_lookup_fails_while_tables_are_replaced() {
             });
         }
         let _end = EndAll(&over);
-        writer.run(&newest, &over, &lookups, wanted);
+        writer.run(&daemon, &newest, &over, &lookups, wanted);
     });
     assert!(lookups.load(Ordering::SeqCst) >= wanted);
     for (kind, file) in TABLES {
@@ -316,8 +350,11 @@ fn no_lookup_fails_while_tables_are_replaced() {
     for (kind, file) in TABLES {
         let table = format!("{kind}:{}:", place.join(file).display());
         let count = |text: String| log.iter().filter(|line| line.contains(&text)).count();
-        let stays = count(format!("; table {table} stays as it was before the change"));
-        assert_eq!(stays as u64, writer.breaks, "{kind}: {log:#?}");
+        assert_eq!(
+            complaints(&log, &place, (kind, file)),
+            writer.breaks,
+            "{kind}: {log:#?}"
+        );
         // An LMDB table in place shows what is committed without being opened again.
         let reloads = count(format!("table {table} has changed -- reloading"));
         assert!(reloads as u64 >= writer.breaks * 2, "{kind}: {log:#?}");

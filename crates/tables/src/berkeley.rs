@@ -16,7 +16,8 @@ use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
-use std::time::Duration;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
@@ -54,6 +55,9 @@ const ATTEMPTS: usize = 8;
 /// Pauses before a file that looks damaged is read again: a program that changed it may have given up its lock before
 /// all was written, as the reference does.
 const PAUSES: [Duration; 2] = [Duration::from_millis(2), Duration::from_millis(20)];
+
+/// How long a file that looks cut off may stay locked by the program that makes it.
+const LONGEST_MAKING: Duration = Duration::from_secs(10);
 
 fn shown(path: &Path) -> Printable<'_> {
     Printable(path.as_os_str().as_bytes())
@@ -154,6 +158,21 @@ struct Berkeley {
     whole: Mutex<Option<Stamp>>,
 }
 
+/// Checks that a file is not cut off. One that a program is making anew in place looks so for a while, but is locked
+/// as long: such a program is waited for, also where the opener did not ask for locks.
+fn check_whole(file: &LockedFile, layout: Layout) -> Result<(), Fault> {
+    let check = || Reader::new(file.file(), layout).and_then(|reader| reader.check_length());
+    let Err(fault) = check() else { return Ok(()) };
+    let limit = Instant::now() + LONGEST_MAKING;
+    loop {
+        match file.try_read() {
+            Ok(Some(_guard)) => return check(),
+            Ok(None) if Instant::now() < limit => thread::sleep(PAUSES[1]),
+            Ok(None) | Err(_) => return Err(fault),
+        }
+    }
+}
+
 /// Opens a table of either type.
 pub(crate) fn open(request: &Request<'_>, layout: Layout) -> Result<Arc<dyn Table>, OpenError> {
     let path = with_suffix(request.name.name(), ".db");
@@ -185,9 +204,7 @@ pub(crate) fn open(request: &Request<'_>, layout: Layout) -> Result<Arc<dyn Tabl
                     error_text(&error)
                 ))
             })?;
-        Reader::new(file.file(), layout)
-            .and_then(|reader| reader.check_length())
-            .map_err(|fault| cannot_open(&path, words(&fault)))?;
+        check_whole(&file, layout).map_err(|fault| cannot_open(&path, words(&fault)))?;
     }
     if write {
         library_for(request.name, &path)?;
