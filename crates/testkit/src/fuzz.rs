@@ -11,6 +11,7 @@ mod berkeley;
 
 pub use berkeley::berkeley_file;
 
+mod patterns;
 mod tables;
 
 use std::cell::{Cell, RefCell};
@@ -27,6 +28,7 @@ use postkeep_wire::proxymap::Generation;
 use postkeep_wire::scan::{Limits, Progress, ScanFlags, Scanner, Stop, Value, Wanted};
 use postkeep_wire::{Encoding, End, proxymap, scache};
 
+pub use patterns::pattern_rules;
 pub use tables::{cidr_rules, table_lists};
 
 /// The name of a target and its body.
@@ -39,6 +41,7 @@ pub const TARGETS: &[Target] = &[
     ("cdb_file", cdb_file),
     ("cidr_rules", cidr_rules),
     ("main_cf", main_cf),
+    ("pattern_rules", pattern_rules),
     ("proxymap_requests", proxymap_requests),
     ("scache_conversation", scache_conversation),
     ("scache_requests", scache_requests),
