@@ -100,8 +100,9 @@ enum Action<E> {
 /// The rules of a table.
 pub(crate) struct Rules<E> {
     list: Vec<Compiled<E>>,
-    /// Negated rules: they must be looked at whether their pattern can match or not.
-    negated: RuleSet,
+    /// Rules that are looked at for each key: nothing rules them out, or they are negated, and then it matters when
+    /// their pattern cannot match.
+    always: RuleSet,
     prefilter: Option<Prefilter>,
     /// `KIND map NAME`.
     title: String,
@@ -162,17 +163,19 @@ impl<E: Engine> Rules<E> {
             }
         }
         rules.shrink_to_fit();
-        let mut negated = RuleSet::default();
-        negated.clear(count);
-        for (number, _) in rules.iter().enumerate().filter(|(_, rule)| rule.negated) {
-            negated.insert(number);
-        }
         let prefilter = prefilter
             .then(|| Prefilter::new(&required))
             .filter(|prefilter| prefilter.useful() >= FEWEST_RULES);
+        let mut always = RuleSet::default();
+        if let Some(prefilter) = &prefilter {
+            always.clone_from(prefilter.unknown());
+            for (number, _) in rules.iter().enumerate().filter(|(_, rule)| rule.negated) {
+                always.insert(number);
+            }
+        }
         Ok(Self {
             list: rules,
-            negated,
+            always,
             prefilter,
             title,
         })
@@ -336,6 +339,7 @@ impl<E: Engine> Search<'_, E> {
         let table = self.rules;
         let key = &self.key[..self.key.len() - 1];
         if let Some(prefilter) = &table.prefilter {
+            possible.clear(table.list.len());
             prefilter.find(key, possible);
         }
         let mut from = 0;
@@ -343,7 +347,7 @@ impl<E: Engine> Search<'_, E> {
         let mut block = NO_BLOCK;
         loop {
             let number = match &table.prefilter {
-                Some(_) => possible.next_of_either(&table.negated, from),
+                Some(_) => possible.next_of_either(&table.always, from),
                 None => (from < table.list.len()).then_some(from),
             };
             let Some(number) = number else {
@@ -361,7 +365,9 @@ impl<E: Engine> Search<'_, E> {
                 // Nobody looked at the rule that begins its block, which therefore does not match.
                 continue;
             }
-            let can_match = table.prefilter.is_none() || possible.contains(number);
+            let can_match = table.prefilter.as_ref().is_none_or(|prefilter| {
+                possible.contains(number) || prefilter.unknown().contains(number)
+            });
             match &rule.action {
                 Action::Block { end } => {
                     if self.holds(rule, can_match, &mut [])? {

@@ -14,20 +14,33 @@ use crate::required_text::{Literal, OneOf};
 const MOST_AT_ONE_PLACE: usize = 64;
 
 /// Rules, by their number, in ascending order.
+///
+/// What is done with few rules takes no longer when there are many others.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct RuleSet {
     words: Vec<u64>,
+    /// One bit for each word that is not zero.
+    filled: Vec<u64>,
 }
 
 impl RuleSet {
     /// None of `count` rules; keeps its memory.
     pub(crate) fn clear(&mut self, count: usize) {
-        self.words.clear();
-        self.words.resize(count.div_ceil(64), 0);
+        for (index, filled) in self.filled.iter_mut().enumerate() {
+            while *filled != 0 {
+                self.words[index * 64 + filled.trailing_zeros() as usize] = 0;
+                *filled &= *filled - 1;
+            }
+        }
+        let words = count.div_ceil(64);
+        self.words.resize(words, 0);
+        self.filled.resize(words.div_ceil(64), 0);
     }
 
     pub(crate) fn insert(&mut self, rule: usize) {
-        self.words[rule / 64] |= 1 << (rule % 64);
+        let word = rule / 64;
+        self.words[word] |= 1 << (rule % 64);
+        self.filled[word / 64] |= 1 << (word % 64);
     }
 
     pub(crate) fn contains(&self, rule: usize) -> bool {
@@ -36,17 +49,25 @@ impl RuleSet {
 
     /// The first rule from `from` on that is in one of two sets of the same size.
     pub(crate) fn next_of_either(&self, other: &Self, from: usize) -> Option<usize> {
-        let mut index = from / 64;
-        let mut mask = u64::MAX << (from % 64);
-        while let (Some(word), Some(more)) = (self.words.get(index), other.words.get(index)) {
-            let word = (word | more) & mask;
-            if word != 0 {
-                return Some(index * 64 + word.trailing_zeros() as usize);
+        let word = from / 64;
+        let here = self.words.get(word)? | other.words.get(word)?;
+        let here = here & u64::MAX << (from % 64);
+        if here != 0 {
+            return Some(word * 64 + here.trailing_zeros() as usize);
+        }
+        let next = word + 1;
+        let mut index = next / 64;
+        let mut mask = u64::MAX << (next % 64);
+        loop {
+            let filled = (self.filled.get(index)? | other.filled.get(index)?) & mask;
+            if filled != 0 {
+                let word = index * 64 + filled.trailing_zeros() as usize;
+                let there = self.words[word] | other.words[word];
+                return Some(word * 64 + there.trailing_zeros() as usize);
             }
             mask = u64::MAX;
             index += 1;
         }
-        None
     }
 }
 
@@ -132,9 +153,14 @@ impl Prefilter {
         rules.len()
     }
 
-    /// Puts into `possible` the rules that the key does not rule out. It must be empty, of the right size.
+    /// The rules that no key rules out.
+    pub(crate) fn unknown(&self) -> &RuleSet {
+        &self.unknown
+    }
+
+    /// Puts into `possible` the rules beside [`Self::unknown`] that the key does not rule out. The set must have room
+    /// for them.
     pub(crate) fn find(&self, key: &[u8], possible: &mut RuleSet) {
-        possible.words.clone_from(&self.unknown.words);
         let mut found = |literal: u32, start: usize| {
             let (literal, rules) = &self.literals[literal as usize];
             if literal.is_at(key, start) {
@@ -307,7 +333,7 @@ mod tests {
         set.clear(patterns.len());
         prefilter.find(key.as_bytes(), &mut set);
         (0..patterns.len())
-            .filter(|&rule| set.contains(rule))
+            .filter(|&rule| set.contains(rule) || prefilter.unknown().contains(rule))
             .collect()
     }
 
@@ -358,20 +384,36 @@ mod tests {
     #[test]
     fn sets_are_walked_in_order() {
         let (mut one, mut other) = (RuleSet::default(), RuleSet::default());
-        one.clear(200);
-        other.clear(200);
-        for rule in [3, 64, 199] {
+        let walk = |one: &RuleSet, other: &RuleSet| {
+            let mut from = 0;
+            let mut walked = Vec::new();
+            while let Some(rule) = one.next_of_either(other, from) {
+                walked.push(rule);
+                from = rule + 1;
+            }
+            walked
+        };
+        one.clear(20_000);
+        other.clear(20_000);
+        for rule in [3, 64, 199, 4095, 4096, 19_999] {
             one.insert(rule);
         }
-        other.insert(100);
-        let mut from = 0;
-        let mut walked = Vec::new();
-        while let Some(rule) = one.next_of_either(&other, from) {
-            walked.push(rule);
-            from = rule + 1;
+        for rule in [3, 100, 12_000] {
+            other.insert(rule);
         }
-        assert_eq!(walked, [3, 64, 100, 199]);
-        assert_eq!(one.next_of_either(&other, 1000), None);
+        assert_eq!(
+            walk(&one, &other),
+            [3, 64, 100, 199, 4095, 4096, 12_000, 19_999]
+        );
+        assert_eq!(one.next_of_either(&other, 1 << 40), None);
+        one.clear(200);
+        other.clear(200);
+        assert_eq!(walk(&one, &other), []);
+        one.insert(199);
+        assert_eq!(walk(&one, &other), [199]);
+        one.clear(20_000);
+        other.clear(20_000);
+        assert_eq!(walk(&one, &other), []);
     }
 
     proptest! {
@@ -398,7 +440,7 @@ mod tests {
             for (rule, one_of) in required.iter().enumerate() {
                 let there = (0..key.len()).any(|start| one_of[0][0].is_at(key.as_bytes(), start));
                 if there {
-                    prop_assert!(set.contains(rule), "{:?} in {key:?}", literals[rule]);
+                    prop_assert!(set.contains(rule) || prefilter.unknown().contains(rule), "{:?} in {key:?}", literals[rule]);
                 } else if literals.len() < MOST_AT_ONE_PLACE {
                     prop_assert!(!set.contains(rule), "{:?} in {key:?}", literals[rule]);
                 }
