@@ -444,7 +444,7 @@ impl Cost {
 
     /// A match may take more than a few milliseconds even in a short key.
     pub(super) fn is_slow(self) -> bool {
-        self.back_reference || self.size.choices > 200 || self.size.parts > 5000
+        self.back_reference || self.size.choices > 64 || self.size.parts > 5000
     }
 
     /// The memory of a compiled expression that is not too much.
