@@ -54,6 +54,8 @@ struct State {
     busy: bool,
     /// Threads that wait to be the writer; readers let them pass.
     writers_waiting: usize,
+    /// Threads that wait for any change; when there are none, nobody has to be woken.
+    waiting: usize,
     /// When the file lock was taken that the readers share.
     since: Option<Instant>,
     /// The file lock is held until the file is closed.
@@ -144,9 +146,12 @@ impl LockedFile {
             let result = self.set(Some(Kind::Shared), true);
             state = self.state();
             state.busy = false;
-            self.changed.notify_all();
-            result?;
-            state.since = Some(Instant::now());
+            if result.is_ok() {
+                state.since = Some(Instant::now());
+                state.readers += 1;
+            }
+            self.publish(state);
+            return result.map(|_| ReadGuard(self));
         }
         state.readers += 1;
         Ok(ReadGuard(self))
@@ -210,10 +215,24 @@ impl LockedFile {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn wait<'a>(&self, state: MutexGuard<'a, State>) -> MutexGuard<'a, State> {
-        self.changed
+    fn wait<'a>(&self, mut state: MutexGuard<'a, State>) -> MutexGuard<'a, State> {
+        state.waiting += 1;
+        let mut state = self
+            .changed
             .wait(state)
-            .unwrap_or_else(PoisonError::into_inner)
+            .unwrap_or_else(PoisonError::into_inner);
+        state.waiting -= 1;
+        state
+    }
+
+    /// Gives the state back and wakes whoever waits for a change of it. Waking is a system call even when nobody
+    /// waits, and this is on the way of every lookup.
+    fn publish(&self, state: MutexGuard<'_, State>) {
+        let waiting = state.waiting > 0;
+        drop(state);
+        if waiting {
+            self.changed.notify_all();
+        }
     }
 
     /// Drops the file lock, unless it is held for good.
@@ -255,8 +274,7 @@ impl Drop for ReadGuard<'_> {
             state = self.0.state();
             state.busy = false;
         }
-        drop(state);
-        self.0.changed.notify_all();
+        self.0.publish(state);
     }
 }
 
@@ -265,8 +283,7 @@ impl Drop for WriteGuard<'_> {
         let mut state = self.0.state();
         self.0.release(&state);
         state.busy = false;
-        drop(state);
-        self.0.changed.notify_all();
+        self.0.publish(state);
     }
 }
 
