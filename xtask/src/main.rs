@@ -5,6 +5,7 @@ mod bench;
 mod check;
 mod fuzz;
 mod load;
+mod mail;
 mod statistics;
 mod tables;
 mod turns;
@@ -30,6 +31,8 @@ enum Chore {
     Bench(bench::Options),
     /// Our table lookups beside Postfix's own, in one run
     BenchTables(tables::Options),
+    /// Mail through Postfix with our daemons beside mail through Postfix with its own
+    BenchMail(mail::Options),
     /// Each fuzz target for a while
     Fuzz(fuzz::Options),
 }
@@ -39,6 +42,7 @@ fn main() -> Result<()> {
         Chore::Check(options) => check::run(&options),
         Chore::Bench(options) => bench::run(&options),
         Chore::BenchTables(options) => tables::run(&options),
+        Chore::BenchMail(options) => mail::run(&options),
         Chore::Fuzz(options) => fuzz::run(&options),
     }
 }

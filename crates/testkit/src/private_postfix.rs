@@ -27,6 +27,7 @@ pub struct Plan {
     services: Vec<String>,
     files: Vec<(String, String)>,
     indexed: Vec<(String, String)>,
+    executable: Option<PathBuf>,
 }
 
 impl Plan {
@@ -39,7 +40,15 @@ impl Plan {
             services: Vec::new(),
             files: Vec::new(),
             indexed: Vec::new(),
+            executable: None,
         }
+    }
+
+    /// Takes this executable for both daemons instead of the implementation's.
+    #[must_use]
+    pub fn executable(mut self, path: &Path) -> Self {
+        self.executable = Some(path.to_path_buf());
+        self
     }
 
     /// Sets a main.cf parameter. `$SCRATCH` in the value becomes the instance's directory.
@@ -82,7 +91,11 @@ impl Plan {
         };
         let mut replaced = Vec::new();
         for daemon in ["scache", "proxymap"] {
-            let Some(executable) = self.implementation.executable(daemon) else {
+            let executable = match &self.executable {
+                Some(executable) => Some(executable.clone()),
+                None => self.implementation.executable(daemon),
+            };
+            let Some(executable) = executable else {
                 return Ok(None);
             };
             replaced.push((daemon, executable));
