@@ -106,9 +106,33 @@ impl Source {
     /// # Errors
     /// When Postfix is not there.
     pub fn start(port: u16, messages: u32, sessions: u32, recipient: &str) -> Result<Self> {
+        Self::start_with(&[], port, messages, sessions, recipient)
+    }
+
+    /// As [`Source::start`], each message to a recipient of its own: a number before `recipient`.
+    ///
+    /// # Errors
+    /// When Postfix is not there.
+    pub fn start_numbered(
+        port: u16,
+        messages: u32,
+        sessions: u32,
+        recipient: &str,
+    ) -> Result<Self> {
+        Self::start_with(&["-N"], port, messages, sessions, recipient)
+    }
+
+    fn start_with(
+        options: &[&str],
+        port: u16,
+        messages: u32,
+        sessions: u32,
+        recipient: &str,
+    ) -> Result<Self> {
         let real = real_postfix().context("no Postfix")?;
         let child = real
             .command("smtp-source")
+            .args(options)
             .args(["-s", &sessions.to_string(), "-m", &messages.to_string()])
             .args(["-l", "600", "-f", "sender@example.test", "-t", recipient])
             .arg(format!("127.0.0.1:{port}"))

@@ -4,6 +4,7 @@
 //! processor time of the two daemons says what they took for it.
 
 use std::collections::HashMap;
+use std::fmt::Write as _;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -63,16 +64,20 @@ struct Relay {
 }
 
 impl Relay {
-    fn start(executable: Option<&Path>, sinks: &Scratch) -> Result<Self> {
+    fn start(executable: Option<&Path>, messages: u32, sinks: &Scratch) -> Result<Self> {
         let sink = Sink::start(sinks.path(), &[])?;
         let port = free_port()?;
+        let mut recipients = String::new();
+        for number in 0..=messages {
+            writeln!(recipients, "{number}user@sink.test ok")?;
+        }
         let plan = match executable {
             Some(path) => Plan::new(Implementation::Postkeep).executable(path),
             None => Plan::new(Implementation::Postfix),
         };
         let plan = plan
             .table("domains", "sink.test relay\n")
-            .indexed_table("lmdb", "recipients", "user@sink.test ok\n")
+            .indexed_table("lmdb", "recipients", &recipients)
             .parameter("relay_domains", "proxy:texthash:$SCRATCH/tables/domains")
             .parameter(
                 "relay_recipient_maps",
@@ -123,7 +128,7 @@ impl Relay {
         let wanted = before.messages + u64::from(messages);
         let began = Instant::now();
         let limit = Duration::from_secs(60 + u64::from(messages) / 20);
-        let source = Source::start(self.port, messages, sessions, "user@sink.test")?;
+        let source = Source::start_numbered(self.port, messages, sessions, "user@sink.test")?;
         while self.sink.count().messages < wanted {
             ensure!(
                 began.elapsed() < limit,
@@ -186,8 +191,8 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     );
     let sinks = Scratch::new("sinks")?;
     let mut sides = [
-        Relay::start(None, &sinks)?,
-        Relay::start(Some(&executable), &sinks)?,
+        Relay::start(None, options.messages, &sinks)?,
+        Relay::start(Some(&executable), options.messages, &sinks)?,
     ];
     println!(
         "{} messages a turn, {} sessions; daemons: {}",
