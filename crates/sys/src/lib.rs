@@ -12,6 +12,7 @@ pub mod clock;
 pub mod descriptor;
 pub mod effective;
 pub mod environment;
+pub mod guarded;
 pub mod interface;
 pub mod lmdb;
 pub mod lock;
