@@ -13,6 +13,10 @@ use crate::required_text::{Literal, OneOf};
 /// More pieces than this that must be compared at one place of a key are too many: their rules are always tried.
 const MOST_AT_ONE_PLACE: usize = 64;
 
+/// Two bytes are found in keys that have nothing to do with the rule; they are worth as much as four bytes that so
+/// many other rules have too.
+const SHORT_IS_FOUND: u64 = 16;
+
 /// Rules, by their number, in ascending order.
 ///
 /// What is done with few rules takes no longer when there are many others.
@@ -285,18 +289,19 @@ impl Rarity {
             .unwrap_or((0, 0))
     }
 
-    /// How much there is to compare for a demand; short literals are found too often.
-    fn of(&self, one_of: &OneOf) -> (bool, u64, usize) {
-        let short = one_of.iter().any(|literal| literal.bytes.len() < 4);
-        let sum = one_of
+    /// How much there is to compare for a demand, and, where that is equal, which one has the longer text.
+    fn of(&self, one_of: &OneOf) -> (u64, usize) {
+        let cost = one_of
             .iter()
             .map(|literal| {
                 let (gram, _) = self.rarest(literal);
-                u64::from(self.0.get(&gram).copied().unwrap_or(0))
+                let among = u64::from(self.0.get(&gram).copied().unwrap_or(0));
+                let short = literal.bytes.len() < 4;
+                among + if short { SHORT_IS_FOUND } else { 0 }
             })
             .sum();
         let shortest = one_of.iter().map(|literal| literal.bytes.len()).min();
-        (short, sum, usize::MAX - shortest.unwrap_or(0))
+        (cost, usize::MAX - shortest.unwrap_or(0))
     }
 }
 

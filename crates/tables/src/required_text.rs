@@ -44,6 +44,12 @@ const LONGEST: usize = 64;
 /// More alternatives than this say too little.
 const MOST_ALTERNATIVES: usize = 64;
 
+/// More texts than this are not put together from groups one behind the other.
+const MOST_COMBINED: usize = 16;
+
+/// Nor are more bytes than this.
+const MOST_BYTES: usize = 1024;
+
 /// Deeper nesting is not followed.
 const DEEPEST: usize = 64;
 
@@ -63,11 +69,10 @@ pub(crate) fn required_text(pattern: &[u8], syntax: Syntax, lines: bool) -> Vec<
 }
 
 /// What is known of a part of a pattern.
-#[derive(Default)]
 struct Part {
     required: Vec<OneOf>,
-    /// The part matches this text and nothing else.
-    exact: Option<Vec<u8>>,
+    /// The part matches one of these texts and nothing else.
+    exact: Option<Texts>,
 }
 
 struct Parser<'a> {
@@ -76,27 +81,99 @@ struct Parser<'a> {
     lines: bool,
 }
 
-/// Text that is being put together.
-#[derive(Default)]
-struct Run {
+/// A text that is being put together.
+#[derive(Clone, Debug, Default)]
+struct Text {
     bytes: Vec<u8>,
+    /// It must begin where the key begins.
     at_start: bool,
+    /// It must end where the key ends.
+    at_end: bool,
 }
 
-impl Run {
-    /// Ends the text.
-    fn finish(&mut self, at_end: bool, required: &mut Vec<OneOf>) {
-        let at_start = std::mem::take(&mut self.at_start);
-        let mut bytes = std::mem::take(&mut self.bytes);
-        if bytes.len() >= SHORTEST {
-            let whole = bytes.len() <= LONGEST;
-            bytes.truncate(LONGEST);
-            bytes.make_ascii_lowercase();
-            required.push(vec![Literal {
-                bytes: bytes.into(),
-                at_start,
-                at_end: at_end && whole,
-            }]);
+/// Texts that are being put together, of which one must be there.
+#[derive(Clone, Debug)]
+struct Texts(Vec<Text>);
+
+impl Default for Texts {
+    /// No text so far.
+    fn default() -> Self {
+        Self(vec![Text::default()])
+    }
+}
+
+impl Texts {
+    /// Adds a byte to each. False, and nothing is done, when something ends before it.
+    fn push(&mut self, byte: u8) -> bool {
+        let open = !self.0.iter().any(|text| text.at_end);
+        if open {
+            for text in &mut self.0 {
+                text.bytes.push(byte);
+            }
+        }
+        open
+    }
+
+    /// From here on only the start of the key counts. False when something is before it.
+    fn start(&mut self) -> bool {
+        let empty = self
+            .0
+            .iter()
+            .all(|text| text.bytes.is_empty() && !text.at_end);
+        if empty {
+            for text in &mut self.0 {
+                text.at_start = true;
+            }
+        }
+        empty
+    }
+
+    fn end(&mut self) {
+        for text in &mut self.0 {
+            text.at_end = true;
+        }
+    }
+
+    /// Each of these followed by each of the others. `None` when that is too much, or anchors are in between.
+    fn followed_by(&self, others: &Self) -> Option<Self> {
+        if self.0.len() * others.0.len() > MOST_COMBINED {
+            return None;
+        }
+        let mut all = Vec::with_capacity(self.0.len() * others.0.len());
+        for first in &self.0 {
+            for second in &others.0 {
+                if second.at_start && !first.bytes.is_empty()
+                    || first.at_end && !second.bytes.is_empty()
+                {
+                    return None;
+                }
+                let bytes = [first.bytes.as_slice(), &second.bytes].concat();
+                all.push(Text {
+                    bytes,
+                    at_start: first.at_start || second.at_start,
+                    at_end: first.at_end || second.at_end,
+                });
+            }
+        }
+        (all.iter().map(|text| text.bytes.len()).sum::<usize>() <= MOST_BYTES).then_some(Self(all))
+    }
+
+    /// Ends the texts, and begins anew.
+    fn finish(&mut self, required: &mut Vec<OneOf>) {
+        let Self(texts) = std::mem::take(self);
+        if texts.iter().all(|text| text.bytes.len() >= SHORTEST) {
+            let one_of = texts.into_iter().map(|text| {
+                let mut bytes = text.bytes;
+                let whole = bytes.len() <= LONGEST;
+                bytes.truncate(LONGEST);
+                bytes.make_ascii_lowercase();
+                Literal {
+                    bytes: bytes.into(),
+                    at_start: text.at_start,
+                    at_end: text.at_end && whole,
+                }
+            });
+            required.push(one_of.collect());
         }
     }
 }
@@ -148,6 +225,7 @@ impl Parser<'_> {
             return Ok(first);
         }
         let mut all = best(first.required);
+        let mut exact = first.exact;
         while self.peek()? == Token::Alternative {
             self.next()?;
             let other = self.sequence(depth)?;
@@ -155,17 +233,22 @@ impl Parser<'_> {
                 all.extend(other);
                 (all.len() <= MOST_ALTERNATIVES).then_some(all)
             });
+            exact = exact.zip(other.exact).and_then(|(mut exact, other)| {
+                exact.0.extend(other.0);
+                (exact.0.len() <= MOST_COMBINED).then_some(exact)
+            });
         }
         Ok(Part {
             required: all.into_iter().collect(),
-            exact: None,
+            exact,
         })
     }
 
     fn sequence(&mut self, depth: usize) -> Result<Part, Doubt> {
         let mut required = Vec::new();
-        let mut run = Run::default();
-        let mut exact = Some(Vec::new());
+        let mut run = Texts::default();
+        // Of the whole sequence, as long as it is one run.
+        let mut exact = true;
         loop {
             match self.peek()? {
                 Token::Alternative | Token::Close | Token::Over => break,
@@ -174,60 +257,70 @@ impl Parser<'_> {
             match self.next()? {
                 Token::Byte(byte) => {
                     let least = self.repeated()?;
-                    if least != Some(0) {
-                        run.bytes.push(byte);
-                    }
-                    if let Some(exact) = exact.as_mut() {
-                        exact.push(byte);
+                    if least != Some(0) && !run.push(byte) {
+                        exact = false;
+                        run.finish(&mut required);
+                        run.push(byte);
                     }
                     if let Some(least) = least {
-                        exact = None;
-                        run.finish(false, &mut required);
+                        exact = false;
+                        run.finish(&mut required);
                         if least > 0 {
-                            run.bytes.push(byte);
+                            run.push(byte);
                         }
                     }
                 }
                 Token::Item => {
                     self.repeated()?;
-                    exact = None;
-                    run.finish(false, &mut required);
+                    exact = false;
+                    run.finish(&mut required);
                 }
                 Token::Start => {
                     self.not_repeated()?;
-                    exact = None;
-                    run.finish(false, &mut required);
-                    run.at_start = !self.lines;
+                    if self.lines {
+                        exact = false;
+                        run.finish(&mut required);
+                    } else if !run.start() {
+                        exact = false;
+                        run.finish(&mut required);
+                        run.start();
+                    }
                 }
                 Token::End => {
                     self.not_repeated()?;
-                    exact = None;
-                    run.finish(!self.lines, &mut required);
+                    if self.lines {
+                        exact = false;
+                        run.finish(&mut required);
+                    } else {
+                        run.end();
+                    }
                 }
-                Token::Look => {
-                    self.not_repeated()?;
-                    exact = None;
-                    run.finish(false, &mut required);
-                }
+                // What is on both sides of it is one text.
+                Token::Look => self.not_repeated()?,
                 Token::Open { looks } => {
                     let inner = self.alternatives(depth + 1)?;
                     if self.next()? != Token::Close {
                         return Err(Doubt);
                     }
                     let least = self.repeated()?;
-                    match inner.exact {
-                        Some(text) if least.is_none() && !looks => {
-                            run.bytes.extend_from_slice(&text);
-                            if let Some(exact) = exact.as_mut() {
-                                exact.extend_from_slice(&text);
-                            }
+                    if looks {
+                        if least.is_some() {
+                            exact = false;
+                            run.finish(&mut required);
                         }
-                        _ => {
-                            exact = None;
-                            run.finish(false, &mut required);
-                            if least != Some(0) && !looks {
-                                required.extend(inner.required);
-                            }
+                        continue;
+                    }
+                    let joined = match &inner.exact {
+                        Some(texts) if least.is_none() => run.followed_by(texts),
+                        _ => None,
+                    };
+                    if let Some(joined) = joined {
+                        run = joined;
+                    } else {
+                        exact = false;
+                        run.finish(&mut required);
+                        if least != Some(0) {
+                            required.extend(inner.required);
                         }
                     }
                 }
@@ -237,7 +330,8 @@ impl Parser<'_> {
                 }
             }
         }
-        run.finish(false, &mut required);
+        let exact = exact.then(|| run.clone());
+        run.finish(&mut required);
         Ok(Part { required, exact })
     }
 }
@@ -297,17 +391,22 @@ mod tests {
             ("abc?de", "ab de", "ab de"),
             ("abc{2,3}de", "abc cde", "abc cde"),
             ("abc{0}de", "ab de", "ab de"),
-            ("(foo|bar)baz", "foo|bar baz", "foo|bar baz"),
-            ("(foo|)baz", "baz", "baz"),
+            ("(foo|bar)baz", "foobaz|barbaz", "foobaz|barbaz"),
+            ("m7( |$)", "m7 |m7$", "m7 |m7$"),
+            ("x(^|a)b", "", ""),
+            ("^(a|b)(c|d)$", "^ac$|^ad$|^bc$|^bd$", "^ac$|^ad$|^bc$|^bd$"),
+            ("(foo$|b)ar", "ar", "ar"),
+            ("(ab|cd)+ef", "ab|cd ef", "ab|cd ef"),
+            ("(foo|)baz", "foobaz|baz", "foobaz|baz"),
             ("(foo|bar)?baz", "baz", "baz"),
             ("(foo)+baz", "foo baz", "foo baz"),
             ("foo|bar$", "foo|bar$", "foo|bar$"),
             ("foo|b", "", ""),
-            ("(^foo|bar)x", "^foo|bar", "^foo|bar"),
+            ("(^foo|bar)x", "^foox|barx", "^foox|barx"),
             ("[Aa][bB]c", "abc", "abc"),
             ("x[^]a]yz[]a]vw[[:alpha:]]tu", "yz vw tu", "yz vw tu"),
             ("a\\db\\ww", "", ""),
-            ("foo\\bbar", "foo bar", "foo bar"),
+            ("foo\\bbar", "foobar", "foobar"),
             ("foo.*", "foo", "foo"),
             ("foo**bar", "fo bar", "fo bar"),
             (
@@ -336,14 +435,14 @@ mod tests {
         for (pattern, wanted) in [
             ("(?:foo|bar)", "foo|bar"),
             ("(?i)foo(?-i:bar)", "foobar"),
-            ("foo(?=barbar)baz", "foo baz"),
-            ("foo(?!barbar)baz", "foo baz"),
+            ("foo(?=barbar)baz", "foobaz"),
+            ("foo(?!barbar)baz", "foobaz"),
             ("(?<=barbar)baz", "baz"),
             ("(?<name>foo)(?P<n>bar)(?'o'baz)(?>qux)", "foobarbazqux"),
             ("(foo)\\1bar", "foo bar"),
             ("foo*?bar+?baz", "fo ba baz"),
             ("foo*+bar", "fo bar"),
-            ("foo\\Kbar\\R\\Xbaz", "foo bar baz"),
+            ("foo\\Kbar\\R\\Xbaz", "foobar baz"),
             ("foo]}bar", "foo]}bar"),
         ] {
             assert_eq!(show(pattern, Syntax::Pcre, false), wanted, "{pattern}");
@@ -354,7 +453,7 @@ mod tests {
     fn basic_expressions() {
         for (pattern, wanted) in [
             ("^a+b(c)|d{2}$", "^a+b(c)|d{2}$"),
-            ("ab\\(cd\\|ef\\)gh*ij", "ab cd|ef ij"),
+            ("ab\\(cd\\|ef\\)gh*ij", "abcdg|abefg ij"),
             ("abc\\{2\\}\\+d\\?ef", "abc ef"),
             ("ab[.]c", "ab.c"),
         ] {
