@@ -13,9 +13,9 @@
 //!
 //! Differences from the reference: a damaged file fails lookups or the opening and not the process, a table that is
 //! replaced by a damaged file stays in use, and an empty value without a NUL is no reason to crash. A file is read
-//! into memory, or piece by piece where it is large, never mapped, so that nobody can end a daemon by truncating it.
-//! Both forms of a key are tried each time. A temporary file left behind is made anew with the right mode and owner,
-//! and a symbolic link in its place is not followed.
+//! into memory, or mapped where it is large, in a way that lets nobody end a daemon by truncating it. Both forms of a
+//! key are tried each time. A temporary file left behind is made anew with the right mode and owner, and a symbolic
+//! link in its place is not followed.
 
 pub mod reader;
 mod writer;
@@ -123,7 +123,7 @@ enum NotRead {
     Contents(Damage),
 }
 
-/// Reads a file whole when it has at most `memory` bytes; a larger one is read when it is asked.
+/// Reads a file whole when it has at most `memory` bytes; a larger one is mapped.
 fn read(path: &Path, memory: u64) -> Result<(Reader, Metadata), NotRead> {
     let contents = |error: io::Error| NotRead::Contents(Damage::from(error));
     let mut attempt = 1;

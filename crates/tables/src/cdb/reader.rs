@@ -10,6 +10,7 @@ use std::io;
 use std::os::unix::fs::FileExt as _;
 
 use postkeep_sys::error_text;
+use postkeep_sys::guarded::{GuardedMap, Landmark, Source as _};
 
 use crate::indexed::text;
 
@@ -21,6 +22,12 @@ const LENGTHS: u32 = 8;
 
 /// How much of a file that is not in memory is read at once to compare or to look for a slot (bytes).
 const PIECE: u32 = 256;
+
+/// How many bytes of slots are copied at once from a file that is mapped: the wanted one is seldom far.
+const SLOTS: u32 = 32;
+
+/// How far from the end of a file the last byte may be that is not zero, for the file to be mapped.
+const FARTHEST: u64 = 1 << 16;
 
 /// The hash of a key, in pieces.
 pub(super) fn hash(start: u32, piece: &[u8]) -> u32 {
@@ -85,6 +92,8 @@ impl Record {
 
 enum Data {
     Memory(Vec<u8>),
+    /// With a byte that is there as long as the file was not cut.
+    Map(GuardedMap, Landmark),
     File(File),
 }
 
@@ -119,11 +128,21 @@ impl Reader {
         Self::new(Data::Memory(bytes), length)
     }
 
-    /// A file that is read piece by piece when it is asked.
+    /// A file that is mapped, or read piece by piece where that cannot be done.
     ///
     /// # Errors
     /// As [`Reader::from_bytes`], and when it cannot be read.
     pub fn from_file(file: File, length: u64) -> Result<Self, Damage> {
+        if let Ok(map) = GuardedMap::new(&file)
+            && let Some(landmark) = map.landmark(length, FARTHEST)
+        {
+            return Self::new(Data::Map(map, landmark), length);
+        }
+        Self::by_pieces(file, length)
+    }
+
+    /// A file that is read piece by piece when it is asked.
+    pub(super) fn by_pieces(file: File, length: u64) -> Result<Self, Damage> {
         Self::new(Data::File(file), length)
     }
 
@@ -156,6 +175,7 @@ impl Reader {
         }
         this.tables = tables;
         this.end = end;
+        this.sure(())?;
         Ok(this)
     }
 
@@ -169,17 +189,33 @@ impl Reader {
     /// # Errors
     /// [`Damage`].
     pub fn find(&self, key: &[u8], tail: &[u8]) -> Result<Option<Record>, Damage> {
+        self.sure(self.search(key, tail)?)
+    }
+
+    /// A result that was read before, if all that was read was in the file.
+    fn sure<R>(&self, result: R) -> Result<R, Damage> {
+        match &self.data {
+            Data::Map(map, landmark) if !map.holds(*landmark) => Err(Damage::Structure),
+            _ => Ok(result),
+        }
+    }
+
+    fn search(&self, key: &[u8], tail: &[u8]) -> Result<Option<Record>, Damage> {
         let wanted = hash(hash(HASH_START, key), tail);
         let (position, slots) = self.tables[(wanted & 255) as usize];
         if slots == 0 {
             return Ok(None);
         }
         let first = (wanted >> 8) % slots;
+        let most = match self.data {
+            Data::Map(..) => SLOTS,
+            Data::Memory(_) | Data::File(_) => PIECE,
+        };
         // The slots up to the end of the table, then those from its beginning.
         for (from, to) in [(first, slots), (0, first)] {
             let mut slot = from;
             while slot < to {
-                let count = (to - slot).min(PIECE / 8);
+                let count = (to - slot).min(most / 8);
                 let mut buffer = [0; PIECE as usize];
                 let piece = self.piece(position + slot * 8, count * 8, &mut buffer)?;
                 for (hash, at) in piece.chunks_exact(8).map(pair) {
@@ -210,7 +246,7 @@ impl Reader {
         if record.next() > self.end {
             return Err(Damage::Structure);
         }
-        Ok(Some(record))
+        self.sure(Some(record))
     }
 
     /// The entry at a place, if there is one there with this stored key.
@@ -222,8 +258,8 @@ impl Reader {
             return Ok(None);
         }
         match self.compare(at, stored, b"") {
-            Err(Damage::Structure) => Ok(None),
-            result => result,
+            Err(Damage::Structure) => self.sure(None),
+            result => self.sure(result?),
         }
     }
 
@@ -265,6 +301,12 @@ impl Reader {
             return Ok(None);
         }
         let mut at = record.key_at();
+        if let Data::Map(map, _) = &self.data {
+            let behind = u64::from(at) + key.len() as u64;
+            let equal = map.equals(u64::from(at), key).zip(map.equals(behind, tail));
+            let (key, tail) = equal.ok_or(Damage::Structure)?;
+            return Ok((key && tail).then_some(record));
+        }
         for part in [key, tail]
             .iter()
             .flat_map(|part| part.chunks(PIECE as usize))
@@ -287,6 +329,11 @@ impl Reader {
                 let end = start.checked_add(length).ok_or(Damage::Structure)?;
                 bytes.get(start..end).ok_or(Damage::Structure)
             }
+            Data::Map(map, _) => {
+                let piece = buffer.get_mut(..length).ok_or(Damage::Structure)?;
+                map.read(u64::from(at), piece).ok_or(Damage::Structure)?;
+                Ok(piece)
+            }
             Data::File(file) => {
                 let piece = buffer.get_mut(..length).ok_or(Damage::Structure)?;
                 file.read_exact_at(piece, u64::from(at))?;
@@ -298,6 +345,14 @@ impl Reader {
     fn append(&self, at: u32, length: u32, out: &mut Vec<u8>) -> Result<(), Damage> {
         match &self.data {
             Data::Memory(_) => out.extend_from_slice(self.piece(at, length, &mut [])?),
+            Data::Map(map, _) => {
+                let (start, length) = (out.len(), length as usize);
+                out.try_reserve(length)
+                    .map_err(|_| Damage::Io(nix::errno::Errno::ENOMEM.into()))?;
+                map.append_to(u64::from(at), length, out)
+                    .ok_or(Damage::Structure)?;
+                self.sure(()).inspect_err(|_| out.truncate(start))?;
+            }
             Data::File(file) => {
                 let (start, length) = (out.len(), length as usize);
                 out.try_reserve(length)

@@ -58,15 +58,16 @@ impl Place {
     }
 }
 
-/// A file of these bytes, held in memory and read piece by piece.
-fn readers(bytes: &[u8]) -> [Result<Reader, Damage>; 2] {
+/// A file of these bytes, held in memory, mapped, and read piece by piece.
+fn readers(bytes: &[u8]) -> [Result<Reader, Damage>; 3] {
     use std::io::Write as _;
 
     let mut file = tempfile::tempfile().unwrap();
     file.write_all(bytes).unwrap();
     [
         Reader::from_bytes(bytes.to_vec()),
-        Reader::from_file(file, bytes.len() as u64),
+        Reader::from_file(file.try_clone().unwrap(), bytes.len() as u64),
+        Reader::by_pieces(file, bytes.len() as u64),
     ]
 }
 
@@ -248,23 +249,26 @@ fn a_file_cut_while_it_is_open_fails_and_does_not_answer_wrongly() {
     let (bytes, entries) = sample();
     let path = tempfile::NamedTempFile::new().unwrap().into_temp_path();
     fs::write(&path, &bytes).unwrap();
-    let whole = Reader::from_file(File::open(&path).unwrap(), bytes.len() as u64).unwrap();
+    let open = || File::open(&path).unwrap();
+    let pieces = Reader::by_pieces(open(), bytes.len() as u64).unwrap();
     let memory = Reader::from_bytes(bytes.clone()).unwrap();
+    let file = File::options().write(true).open(&path).unwrap();
     for length in (0..bytes.len()).rev() {
-        fs::File::options()
-            .write(true)
-            .open(&path)
-            .unwrap()
-            .set_len(length as u64)
-            .unwrap();
         if length % 7 != 0 {
             continue;
         }
+        // Whole when it is mapped, then cut.
+        fs::write(&path, &bytes).unwrap();
+        let mapped = Reader::from_file(open(), bytes.len() as u64).unwrap();
+        assert_eq!(get(&mapped, b"none", b"").unwrap(), None);
+        file.set_len(length as u64).unwrap();
         for (key, value) in &entries {
-            match get(&whole, key, b"") {
-                Ok(found) => assert_eq!(found.as_ref(), Some(value), "{length}"),
-                Err(Damage::Structure) => {}
-                Err(Damage::Io(error)) => panic!("{error}"),
+            for reader in [&pieces, &mapped] {
+                match get(reader, key, b"") {
+                    Ok(found) => assert_eq!(found.as_ref(), Some(value), "{length}"),
+                    Err(Damage::Structure) => {}
+                    Err(Damage::Io(error)) => panic!("{error}"),
+                }
             }
             assert_eq!(get(&memory, key, b"").unwrap().as_ref(), Some(value));
         }
