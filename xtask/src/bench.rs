@@ -1,40 +1,67 @@
-//! Our daemons beside Postfix's own, under the same stand-in for master, in turns within one run.
+//! Postfix's daemons, ours and the bound, under the same stand-in for master, in turns within one run.
 
-use std::fs;
+mod expiry;
+mod footprint;
+mod lookups;
+mod publish;
+mod report;
+mod sessions;
+mod slow;
+mod targets;
+
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use postkeep_testkit::attributes::list;
 use postkeep_testkit::stand_in::Plan;
-use postkeep_testkit::{Implementation, Scratch, StandIn, real_postfix};
-use serde_json::{Value, json};
+use postkeep_testkit::{Implementation, RealPostfix, Scratch, StandIn, real_postfix};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use serde_json::json;
 
-use crate::load::{Crowd, Script, Step, slow_tcp_table};
-use crate::turns::{self, Contest, Side};
+use crate::bench::report::Report;
+use crate::bound;
+use crate::load::{Crowd, Script, Step};
+use crate::observe::{Counter, Quiet};
+use crate::turns::{Contest, Outcome, Side};
 use crate::{cargo, run as execute, top};
 
 #[derive(Debug, clap::Args)]
+#[expect(clippy::struct_excessive_bools, reason = "switches of a command line")]
 pub(crate) struct Options {
-    /// Seconds of each measurement
+    /// Seconds of each turn
     #[arg(long, default_value_t = 1.0)]
     seconds: f64,
-    /// Turns of each pair; the ratio is the median over the turns
+    /// Turns of each side; a ratio is the median over the turns
     #[arg(long, default_value_t = 5)]
     rounds: usize,
-    /// Numbers of clients
-    #[arg(long, value_delimiter = ',', default_values_t = [1, 8, 64])]
+    /// Numbers of clients, for the rows that are measured with several
+    #[arg(long, value_delimiter = ',', default_values_t = [1, 8, 64, 512])]
     clients: Vec<usize>,
     /// Threads of the load generator
     #[arg(long, default_value_t = 2)]
     threads: usize,
-    /// Only benches whose name holds this
+    /// Only rows whose name holds one of these, such as `lookup hash` or `scache`
+    #[arg(long, value_delimiter = ',')]
+    only: Vec<String>,
+    /// Prints the names of the rows and measures nothing
     #[arg(long)]
-    only: Option<String>,
+    list: bool,
+    /// The most of all processors, in percent, that others may have during a turn
+    #[arg(long, default_value_t = 10.0)]
+    foreign: f64,
+    /// How often a disturbed round is tried again
+    #[arg(long, default_value_t = 5)]
+    repeats: usize,
+    /// Do not count system calls
+    #[arg(long)]
+    no_system_calls: bool,
     /// Where the numbers go as JSON
     #[arg(long, default_value = "target/bench.json")]
     json: PathBuf,
+    /// Writes docs/performance.md, .json and .svg as well; for a run of all rows
+    #[arg(long)]
+    publish: bool,
     /// Do not build; take the executables that are there
     #[arg(long)]
     no_build: bool,
@@ -46,332 +73,324 @@ pub(crate) struct Options {
     postkeep_slow: Option<PathBuf>,
 }
 
-/// Entries of the file tables.
-const ENTRIES: usize = 10_000;
+/// The names of the three sides, in the order of their turns.
+const POSTFIX: &str = "Postfix";
+const POSTKEEP: &str = "postkeep";
+const BOUND: &str = "bound";
+const BOTH: [(&str, Implementation); 2] = [
+    (POSTFIX, Implementation::Postfix),
+    (POSTKEEP, Implementation::Postkeep),
+];
 
-struct Bench {
-    name: &'static str,
-    service: &'static str,
-    greeting: Vec<u8>,
-    script: fn(&str) -> Script,
-    unit: &'static str,
+/// What all rows need.
+struct Bench<'o> {
+    options: &'o Options,
+    real: RealPostfix,
+    postkeep: PathBuf,
+    postkeep_slow: PathBuf,
+    quiet: Quiet,
+    counter: Option<Counter>,
+    /// Holds the tables, made once for all daemons.
+    scratch: Scratch,
 }
 
-fn benches() -> Vec<Bench> {
-    let proxymap = |name, script| Bench {
-        name,
-        service: "proxymap",
-        greeting: list(&[("protocol", "proxymap_protocol")]),
-        script,
-        unit: "lookups/s",
-    };
-    vec![
-        proxymap("proxymap inline", |_| {
-            lookups("inline:{ {key=value}, {two=2} }".to_owned(), false)
-        }),
-        proxymap("proxymap texthash", |root| {
-            lookups(format!("texthash:{root}/tables/text"), true)
-        }),
-        proxymap("proxymap lmdb", |root| {
-            lookups(format!("lmdb:{root}/tables/index"), true)
-        }),
-        Bench {
-            name: "scache find+save",
-            service: "scache",
-            greeting: list(&[("protocol", "connection_cache_protocol")]),
-            script: |_| cycles(),
-            unit: "cycles/s",
-        },
-    ]
+impl Bench<'_> {
+    fn wants(&self, row: &str) -> bool {
+        wants(&self.options.only, row)
+    }
+
+    fn duration(&self) -> Duration {
+        Duration::from_secs_f64(self.options.seconds)
+    }
+
+    fn root(&self) -> &Path {
+        self.scratch.path()
+    }
+
+    /// How a daemon is started; limits that would end it within a run are lifted.
+    fn plan(&self, implementation: Implementation, service: &str) -> Plan {
+        let plan = Plan::new(implementation, service)
+            .parameter("max_use", "1000000000")
+            .parameter("connection_cache_ttl_limit", "2000s")
+            .parameter("lmdb_map_size", "268435456");
+        match implementation {
+            Implementation::Postfix => plan,
+            Implementation::Postkeep => plan.executable(&self.postkeep),
+        }
+    }
+
+    /// Starts a daemon and connects clients that have done their work for a moment.
+    fn side(
+        &self,
+        name: &'static str,
+        plan: Plan,
+        service: Service,
+        clients: usize,
+        script: &Script,
+    ) -> Result<Side> {
+        let daemon = start(plan)?;
+        let mut crowd = self.crowd(&daemon, service, clients, script)?;
+        crowd.run_for(Duration::from_millis(200))?;
+        Ok(Side {
+            name,
+            daemon,
+            crowd,
+        })
+    }
+
+    fn crowd(
+        &self,
+        daemon: &StandIn,
+        service: Service,
+        clients: usize,
+        script: &Script,
+    ) -> Result<Crowd> {
+        Crowd::connect(
+            &daemon.socket(),
+            &service.greeting(),
+            clients,
+            self.options.threads,
+            script,
+        )
+    }
+
+    /// Starts the bound for what the clients of this script do.
+    fn bound(&self, service: Service, clients: usize, script: &Script) -> Result<Side> {
+        let model = script(0).swap_remove(0);
+        let plan = Plan::new(Implementation::Postfix, service.word())
+            .executable(&std::env::current_exe()?)
+            .bare();
+        let plan = [
+            "bound",
+            "--greeting",
+            &bound::hexadecimal(&service.greeting()),
+            "--turns",
+            &bound::turns(&model),
+        ]
+        .into_iter()
+        .fold(plan, Plan::argument);
+        self.side(BOUND, plan, service, clients, &same_replies(script, model)?)
+    }
+
+    fn contest(
+        &self,
+        name: &str,
+        clients: usize,
+        unit: &str,
+        sides: &mut [Side],
+    ) -> Result<Outcome> {
+        let outcome = Contest {
+            name,
+            clients,
+            unit,
+            duration: self.duration(),
+            rounds: self.options.rounds,
+            quiet: self.quiet,
+            counter: self.counter,
+        }
+        .run(sides)?;
+        outcome.print();
+        Ok(outcome)
+    }
 }
 
-/// Lookups as postmap(1) of Postfix 3.7 sends them.
-fn lookups(table: String, many: bool) -> Script {
-    Arc::new(move |number| {
-        let keys: Vec<(String, String)> = if many {
-            (0..64)
-                .map(|turn| (number * 7919 + turn * 104_729) % ENTRIES)
-                .map(|entry| {
-                    (
-                        format!("user{entry}@example.test"),
-                        format!("mailbox{entry}"),
-                    )
-                })
-                .collect()
-        } else {
-            vec![("key".to_owned(), "value".to_owned())]
+fn wants(only: &[String], row: &str) -> bool {
+    only.is_empty() || only.iter().any(|only| row.contains(only.as_str()))
+}
+
+fn start(plan: Plan) -> Result<StandIn> {
+    plan.start()?.context("the daemon is not there")
+}
+
+/// The two services.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Service {
+    Proxymap,
+    Scache,
+}
+
+impl Service {
+    fn word(self) -> &'static str {
+        match self {
+            Self::Proxymap => "proxymap",
+            Self::Scache => "scache",
+        }
+    }
+
+    fn greeting(self) -> Vec<u8> {
+        let protocol = match self {
+            Self::Proxymap => "proxymap_protocol",
+            Self::Scache => "connection_cache_protocol",
         };
-        keys.iter()
-            .map(|(key, value)| {
-                vec![
-                    Step::Send(list(&[
-                        ("request", "lookup"),
-                        ("table", &table),
-                        ("flags", "524353"),
-                        ("key", key),
-                    ])),
-                    Step::Expect(list(&[("status", "0"), ("value", value)])),
-                ]
+        list(&[("protocol", protocol)])
+    }
+}
+
+/// The script with the replies of `model` everywhere: the bound has only those.
+fn same_replies(script: &Script, model: Vec<Step>) -> Result<Script> {
+    let lengths = |steps: &[Step]| -> Vec<usize> {
+        steps
+            .iter()
+            .map(|step| match step {
+                Step::Send(bytes) | Step::Expect(bytes) => bytes.len(),
+                Step::Pass | Step::Collect => 1,
             })
             .collect()
-    })
-}
-
-/// Saves a session and a binding, finds the session by destination, saves it again, finds it by endpoint.
-fn cycles() -> Script {
-    Arc::new(|number| {
-        let endpoint = format!("smtp\n127.0.0.{number}\n25\n0\n");
-        let destination = format!("smtp\n[127.0.0.{number}]\n");
-        let endpoint_property =
-            "tls_level=0\nreuse_count=0\nendpoint_features=32783\nexpire_time=1795323935\n\n";
-        let destination_property = format!(
-            "destination=[127.0.0.{number}]\nhost_name=127.0.0.{number}\nhost_addr=127.0.0.{number}\n\
-             destination_features=4096\n\n"
-        );
-        let done = || Step::Expect(list(&[("status", "0")]));
-        let prompt = || list(&[("dummy", "")]);
-        let save = || {
-            [
-                Step::Send(list(&[
-                    ("request", "save_endp"),
-                    ("ttl", "30"),
-                    ("label", &endpoint),
-                    ("property", endpoint_property),
-                ])),
-                Step::Expect(prompt()),
-                Step::Pass,
-                done(),
-            ]
-        };
-        let collect = || [Step::Send(prompt()), Step::Collect, Step::Send(prompt())];
-        let mut steps = Vec::new();
-        steps.extend(save());
-        steps.extend([
-            Step::Send(list(&[
-                ("request", "save_dest"),
-                ("ttl", "30"),
-                ("label", &destination),
-                ("property", &destination_property),
-                ("label", &endpoint),
-            ])),
-            done(),
-            Step::Send(list(&[("request", "find_dest"), ("label", &destination)])),
-            Step::Expect(list(&[
-                ("status", "0"),
-                ("property", &destination_property),
-                ("property", endpoint_property),
-            ])),
-        ]);
-        steps.extend(collect());
-        steps.extend(save());
-        steps.extend([
-            Step::Send(list(&[("request", "find_endp"), ("label", &endpoint)])),
-            Step::Expect(list(&[("status", "0"), ("property", endpoint_property)])),
-        ]);
-        steps.extend(collect());
-        vec![steps]
-    })
-}
-
-/// The directory with the tables; each daemon gets a copy of its own.
-fn tables() -> Result<Scratch> {
-    let scratch = Scratch::new("bench")?;
-    scratch.directory("tables", 0o755)?;
-    let mut text = String::new();
-    for entry in 0..ENTRIES {
-        let entry = entry.to_string();
-        text.extend(["user", &entry, "@example.test mailbox", &entry, "\n"]);
-    }
-    scratch.file("tables/text", &text)?;
-    let index = scratch.file("tables/index", &text)?;
-    // A file of this very second would be read again and again.
-    for name in ["tables/text", "tables/index"] {
-        let old = std::time::SystemTime::now() - Duration::from_secs(10);
-        fs::File::options()
-            .append(true)
-            .open(scratch.path().join(name))?
-            .set_modified(old)?;
-    }
-    let real = real_postfix().context("no Postfix")?;
-    let status = real
-        .command("postmap")
-        .arg(format!("lmdb:{}", index.display()))
-        .status()?;
-    ensure!(status.success(), "postmap: {status}");
-    Ok(scratch)
-}
-
-fn plan(implementation: Implementation, service: &str, postkeep: &Path) -> Plan {
-    let plan = Plan::new(implementation, service);
-    match implementation {
-        Implementation::Postfix => plan,
-        Implementation::Postkeep => plan.executable(postkeep),
-    }
-}
-
-fn start(implementation: Implementation, service: &str, postkeep: &Path) -> Result<StandIn> {
-    plan(implementation, service, postkeep)
-        .parameter("max_use", "1000000")
-        .parameter("connection_cache_ttl_limit", "30s")
-        .parameter(
-            "proxy_read_maps",
-            "proxy:inline:{ {key=value}, {two=2} } proxy:texthash:$SCRATCH/tables/text \
-             proxy:lmdb:$SCRATCH/tables/index",
-        )
-        .start_in(tables()?)?
-        .context("the daemon is not there")
-}
-
-fn compare(bench: &Bench, clients: usize, postkeep: &Path, options: &Options) -> Result<Value> {
-    let side = |implementation| -> Result<Side> {
-        let daemon = start(implementation, bench.service, postkeep)?;
-        let script = (bench.script)(&daemon.scratch().display().to_string());
-        let mut crowd = Crowd::connect(
-            &daemon.socket(),
-            &bench.greeting,
-            clients,
-            options.threads,
-            &script,
-        )?;
-        crowd.run_for(Duration::from_millis(200))?;
-        Ok(Side { daemon, crowd })
     };
-    Contest {
-        name: bench.name,
-        clients,
-        unit: bench.unit,
-        duration: Duration::from_secs_f64(options.seconds),
-        rounds: options.rounds,
+    for number in [0, 1, 7, 63, 511] {
+        for steps in script(number) {
+            ensure!(
+                lengths(&steps) == lengths(&model),
+                "requests or replies differ in length"
+            );
+        }
     }
-    .run(
-        &mut side(Implementation::Postfix)?,
-        &mut side(Implementation::Postkeep)?,
-    )
-}
-
-/// Lookups of each client in a table that takes ten milliseconds for each.
-const SLOW_LOOKUPS: usize = 20;
-const SLOW: Duration = Duration::from_millis(10);
-
-/// The time that one client, then 64 clients at once, need for [`SLOW_LOOKUPS`] lookups each.
-fn slow(implementation: Implementation, postkeep: &Path) -> Result<Value> {
-    let table = match implementation {
-        Implementation::Postfix => format!("tcp:127.0.0.1:{}", slow_tcp_table(SLOW)?),
-        Implementation::Postkeep => format!("slow:{}", SLOW.as_millis()),
-    };
-    let daemon = plan(implementation, "proxymap", postkeep)
-        .parameter("max_use", "1000000")
-        .parameter("proxy_read_maps", &format!("proxy:{table}"))
-        .start()?
-        .context("the daemon is not there")?;
-    let greeting = list(&[("protocol", "proxymap_protocol")]);
-    let script: Script = Arc::new(move |_| {
-        vec![vec![
-            Step::Send(list(&[
-                ("request", "lookup"),
-                ("table", &table),
-                ("flags", "0"),
-                ("key", "k"),
-            ])),
-            Step::Expect(list(&[("status", "0"), ("value", "slow")])),
-        ]]
-    });
-    let mut times = Vec::new();
-    for clients in [1, 64] {
-        let mut crowd = Crowd::connect(&daemon.socket(), &greeting, clients, clients, &script)?;
-        let lookups = if implementation == Implementation::Postfix && clients > 1 {
-            2
-        } else {
-            SLOW_LOOKUPS
-        };
-        let done = crowd.run_times(lookups)?;
-        let each = done.elapsed.as_secs_f64() * 1000.0 / f64::from(u32::try_from(lookups)?);
-        times.push(each);
-    }
-    println!(
-        "{:<18} one client: {:.1} ms a lookup, 64 clients at once: {:.1} ms a lookup each ({:.2} times)",
-        format!("{implementation:?}"),
-        times[0],
-        times[1],
-        times[1] / times[0],
-    );
-    Ok(json!({
-        "implementation": format!("{implementation:?}"),
-        "one_client_ms": times[0], "sixty_four_clients_ms": times[1],
+    let script = script.clone();
+    Ok(std::sync::Arc::new(move |number| {
+        let mut variants = script(number);
+        for steps in &mut variants {
+            for (step, model) in steps.iter_mut().zip(&model) {
+                if let Step::Expect(bytes) = step
+                    && let Step::Expect(reply) = model
+                {
+                    bytes.clone_from(reply);
+                }
+            }
+        }
+        variants
     }))
 }
 
+/// One lookup as postmap(1) of Postfix 3.7 asks, with the reply; a value of `None` is not there.
+fn lookup(table: &str, key: &str, value: Option<&str>) -> Vec<Step> {
+    let (status, value) = value.map_or(("1", ""), |value| ("0", value));
+    vec![
+        Step::Send(list(&[
+            ("request", "lookup"),
+            ("table", table),
+            ("flags", "524353"),
+            ("key", key),
+        ])),
+        Step::Expect(list(&[("status", status), ("value", value)])),
+    ]
+}
+
+/// Descriptors that a daemon may have open in the row that needs the most.
+const DESCRIPTORS: u64 = 20_000;
+
+/// Lets this process and those that it starts have as many descriptors as the rows need.
+fn allow_descriptors() -> Result<()> {
+    let limit = getrlimit(Resource::Nofile);
+    if limit.current.is_none_or(|current| current >= DESCRIPTORS) {
+        return Ok(());
+    }
+    setrlimit(
+        Resource::Nofile,
+        Rlimit {
+            current: Some(DESCRIPTORS),
+            maximum: limit.maximum.map(|maximum| maximum.max(DESCRIPTORS)),
+        },
+    )
+    .context("20,000 descriptors are needed")
+}
+
+fn build(target: &Path, slow: bool) -> Result<()> {
+    let mut command = cargo();
+    command.args(["build", "--release", "-p", "postkeep", "--locked"]);
+    let directory = if slow {
+        command.args(["--features", "test-tables"]);
+        target.join("test-tables")
+    } else {
+        target.to_owned()
+    };
+    execute(command.arg("--target-dir").arg(directory))
+}
+
 pub(crate) fn run(options: &Options) -> Result<()> {
+    if options.list {
+        for row in targets::ROWS {
+            println!("{row}");
+        }
+        return Ok(());
+    }
+    ensure!(
+        targets::ROWS.iter().any(|row| wants(&options.only, row)),
+        "no row has such a name; --list tells them"
+    );
+    ensure!(options.rounds > 0, "no rounds");
     let real = real_postfix().context("Postfix is needed for comparison")?;
     let target = top().join("target");
+    let slow_wanted = slow::ROWS.iter().any(|row| wants(&options.only, row));
     if !options.no_build {
-        execute(
-            cargo()
-                .args([
-                    "build",
-                    "--release",
-                    "-p",
-                    "postkeep",
-                    "--locked",
-                    "--target-dir",
-                ])
-                .arg(&target),
-        )?;
-        execute(
-            cargo()
-                .args([
-                    "build",
-                    "-p",
-                    "postkeep",
-                    "--locked",
-                    "--features",
-                    "test-tables",
-                    "--target-dir",
-                ])
-                .arg(target.join("test-tables")),
-        )?;
-    }
-    let postkeep = options
-        .postkeep
-        .clone()
-        .unwrap_or_else(|| target.join("release/postkeep"));
-    turns::print_head();
-    let mut rates = Vec::new();
-    for bench in benches() {
-        if options
-            .only
-            .as_ref()
-            .is_some_and(|only| !bench.name.contains(only))
-        {
-            continue;
+        if options.postkeep.is_none() {
+            build(&target, false)?;
         }
-        for &clients in &options.clients {
-            let row = compare(&bench, clients, &postkeep, options)
-                .with_context(|| format!("{}, {clients} clients", bench.name))?;
-            rates.push(row);
+        if options.postkeep_slow.is_none() && slow_wanted {
+            build(&target, true)?;
         }
     }
-    let slow_build = options
-        .postkeep_slow
-        .clone()
-        .unwrap_or_else(|| target.join("test-tables/debug/postkeep"));
-    let slow = [
-        slow(Implementation::Postfix, &slow_build)?,
-        slow(Implementation::Postkeep, &slow_build)?,
-    ];
+    allow_descriptors()?;
+    let counter = if options.no_system_calls {
+        None
+    } else {
+        Counter::find()
+    };
+    match counter {
+        Some(counter) => println!("system calls are counted with {}", counter.word()),
+        None => {
+            println!("system calls are not counted: not wanted, or neither perf nor strace may");
+        }
+    }
+    println!(
+        "a round is disturbed when others have more than {} % of the machine in one of its turns",
+        options.foreign
+    );
+    let bench = Bench {
+        options,
+        real,
+        postkeep: options
+            .postkeep
+            .clone()
+            .unwrap_or_else(|| target.join("release/postkeep")),
+        postkeep_slow: options
+            .postkeep_slow
+            .clone()
+            .unwrap_or_else(|| target.join("test-tables/release/postkeep")),
+        quiet: Quiet {
+            limit: options.foreign / 100.0,
+            repeats: options.repeats,
+        },
+        counter,
+        scratch: Scratch::new("bench")?,
+    };
+    bench.scratch.directory("tables", 0o755)?;
+
+    let mut report = Report::default();
+    lookups::run(&bench, &mut report);
+    slow::run(&bench, &mut report);
+    sessions::run(&bench, &mut report);
+    expiry::run(&bench, &mut report);
+    footprint::run(&bench, &mut report);
+
+    let judged = report.judge(options.only.is_empty());
     let numbers = json!({
-        "postfix": real.version,
+        "postfix": bench.real.version,
         "processors": std::thread::available_parallelism()?.get(),
         "seconds": options.seconds,
         "rounds": options.rounds,
-        "rates": rates,
-        "ten_millisecond_table": slow,
+        "foreign_percent": options.foreign,
+        "system_calls_by": counter.map(Counter::word),
+        "rows": report.rows(),
+        "without_ratio": report.failures(),
+        "targets": judged.json(),
     });
+    println!();
+    print!("{}", judged.text());
     let file = top().join(&options.json);
-    if let Some(directory) = file.parent() {
-        fs::create_dir_all(directory)?;
-    }
-    fs::write(&file, serde_json::to_string_pretty(&numbers)? + "\n")?;
+    publish::write_json(&file, &numbers)?;
     println!("{}", file.display());
-    Ok(())
+    if options.publish {
+        publish::publish(&numbers, &report, &judged)?;
+    }
+    report.finish()
 }

@@ -11,6 +11,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, anyhow, ensure};
+use hdrhistogram::Histogram;
 use postkeep_testkit::attributes::show;
 use rustix::buffer::spare_capacity;
 use rustix::event::{Timespec, epoll};
@@ -18,6 +19,8 @@ use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
     SendAncillaryMessage, SendFlags,
 };
+
+use crate::statistics::as_float;
 
 /// What a client does again and again.
 #[derive(Clone, Debug)]
@@ -43,6 +46,8 @@ struct Client {
     /// Operations done, and the step to take next in the one at hand.
     turn: usize,
     at: usize,
+    /// When the operation at hand began.
+    begun: Instant,
 }
 
 impl Client {
@@ -57,8 +62,9 @@ impl Client {
             buffer: Vec::new(),
             turn: 0,
             at: 0,
+            begun: Instant::now(),
         };
-        client.expect(greeting)?;
+        expect(&mut client.stream, &mut client.buffer, greeting)?;
         Ok(client)
     }
 
@@ -77,10 +83,7 @@ impl Client {
                     let sent = rustix::net::send(&self.stream, bytes, SendFlags::NOSIGNAL)?;
                     ensure!(sent == bytes.len(), "short write");
                 }
-                Step::Expect(bytes) => {
-                    let bytes = bytes.clone();
-                    self.expect(&bytes)?;
-                }
+                Step::Expect(bytes) => expect(&mut self.stream, &mut self.buffer, bytes)?,
                 Step::Pass => self.pass()?,
                 Step::Collect => self.collect()?,
             }
@@ -89,20 +92,6 @@ impl Client {
         self.at = 0;
         self.turn += 1;
         Ok(true)
-    }
-
-    fn expect(&mut self, wanted: &[u8]) -> Result<()> {
-        self.buffer.resize(wanted.len(), 0);
-        self.stream
-            .read_exact(&mut self.buffer)
-            .with_context(|| format!("instead of {}", show(wanted)))?;
-        ensure!(
-            self.buffer == wanted,
-            "got {}, not {}",
-            show(&self.buffer),
-            show(wanted)
-        );
-        Ok(())
     }
 
     fn pass(&mut self) -> Result<()> {
@@ -141,18 +130,45 @@ impl Client {
     }
 }
 
+/// Reads as many bytes as are wanted, and compares them.
+fn expect(stream: &mut UnixStream, buffer: &mut Vec<u8>, wanted: &[u8]) -> Result<()> {
+    buffer.resize(wanted.len(), 0);
+    stream
+        .read_exact(buffer)
+        .with_context(|| format!("instead of {}", show(wanted)))?;
+    ensure!(
+        buffer == wanted,
+        "got {}, not {}",
+        show(buffer),
+        show(wanted)
+    );
+    Ok(())
+}
+
 /// How much was done.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Done {
     pub(crate) operations: u64,
     pub(crate) elapsed: Duration,
+    /// Nanoseconds from the first byte sent to the end of the operation, each operation.
+    latencies: Latencies,
+}
+
+type Latencies = Histogram<u64>;
+
+/// Two digits of each latency are kept, of those up to a minute.
+fn latencies() -> Result<Latencies> {
+    Ok(Histogram::new_with_bounds(100, 60_000_000_000, 2)?)
 }
 
 impl Done {
-    pub(crate) fn per_second(self) -> f64 {
-        #[expect(clippy::cast_precision_loss, reason = "far below 2 to the 52nd")]
-        let operations = self.operations as f64;
-        operations / self.elapsed.as_secs_f64()
+    pub(crate) fn per_second(&self) -> f64 {
+        as_float(self.operations) / self.elapsed.as_secs_f64()
+    }
+
+    /// Microseconds that this part (0 to 1) of the operations did not exceed.
+    pub(crate) fn latency(&self, part: f64) -> f64 {
+        as_float(self.latencies.value_at_quantile(part)) / 1e3
     }
 }
 
@@ -197,7 +213,7 @@ impl Crowd {
         timer: Option<(&AtomicBool, Duration)>,
     ) -> Result<Done> {
         let begin = Instant::now();
-        let operations = thread::scope(|scope| {
+        let (operations, latencies) = thread::scope(|scope| {
             let workers: Vec<_> = self
                 .groups
                 .iter_mut()
@@ -208,20 +224,24 @@ impl Crowd {
                 over.store(true, Ordering::Relaxed);
             }
             let mut operations = 0;
+            let mut all = latencies()?;
             for worker in workers {
-                operations += worker.join().map_err(|_| anyhow!("a worker panicked"))??;
+                let latencies = worker.join().map_err(|_| anyhow!("a worker panicked"))??;
+                operations += latencies.len();
+                all.add(latencies)?;
             }
-            Ok::<u64, anyhow::Error>(operations)
+            Ok::<_, anyhow::Error>((operations, all))
         })?;
         Ok(Done {
             operations,
             elapsed: begin.elapsed(),
+            latencies,
         })
     }
 }
 
 /// Lets the clients of a group work until `enough`, and each to the end of what it has begun.
-fn work(group: &mut [Client], enough: &(dyn Fn(usize) -> bool + Sync)) -> Result<u64> {
+fn work(group: &mut [Client], enough: &(dyn Fn(usize) -> bool + Sync)) -> Result<Latencies> {
     let set = epoll::create(epoll::CreateFlags::CLOEXEC)?;
     let mut busy = 0;
     for (index, client) in group.iter_mut().enumerate() {
@@ -229,11 +249,12 @@ fn work(group: &mut [Client], enough: &(dyn Fn(usize) -> bool + Sync)) -> Result
         let data = epoll::EventData::new_u64(index as u64);
         epoll::add(&set, &client.stream, data, epoll::EventFlags::IN)?;
         if !enough(0) {
+            client.begun = Instant::now();
             client.advance(false)?;
             busy += 1;
         }
     }
-    let mut operations = 0;
+    let mut latencies = latencies()?;
     let mut events = Vec::with_capacity(group.len());
     let limit = Timespec {
         tv_sec: 20,
@@ -246,7 +267,10 @@ fn work(group: &mut [Client], enough: &(dyn Fn(usize) -> bool + Sync)) -> Result
         for event in &events {
             let client = &mut group[usize::try_from(event.data.u64())?];
             if client.advance(true)? {
-                operations += 1;
+                let now = Instant::now();
+                let nanoseconds = (now - client.begun).as_nanos();
+                latencies.saturating_record(u64::try_from(nanoseconds)?);
+                client.begun = now;
                 if enough(client.turn) {
                     busy -= 1;
                 } else {
@@ -255,7 +279,7 @@ fn work(group: &mut [Client], enough: &(dyn Fn(usize) -> bool + Sync)) -> Result
             }
         }
     }
-    Ok(operations)
+    Ok(latencies)
 }
 
 /// A server for `tcp:` tables that answers each request so much later, each client by itself.

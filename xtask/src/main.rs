@@ -2,10 +2,12 @@
 #![forbid(unsafe_code)]
 
 mod bench;
+mod bound;
 mod check;
 mod fuzz;
 mod load;
 mod mail;
+mod observe;
 mod statistics;
 mod tables;
 mod turns;
@@ -15,6 +17,7 @@ use std::process::Command;
 
 use anyhow::{Context as _, Result, ensure};
 use clap::{Parser, Subcommand};
+use postkeep_sys::descriptor::Inherited;
 
 #[derive(Debug, Parser)]
 #[command(about = "Project chores")]
@@ -27,8 +30,11 @@ struct Options {
 enum Chore {
     /// Formatting, lints, documentation, licences, tests
     Check(check::Options),
-    /// Our daemons beside Postfix's own, in one run
+    /// Our daemons beside Postfix's own and a bare server, in one run
     Bench(bench::Options),
+    /// The bare server that `bench` compares with, started as a daemon
+    #[command(hide = true)]
+    Bound(bound::Options),
     /// Our table lookups beside Postfix's own, in one run
     BenchTables(tables::Options),
     /// Mail through Postfix with our daemons beside mail through Postfix with its own
@@ -38,9 +44,11 @@ enum Chore {
 }
 
 fn main() -> Result<()> {
+    let inherited = Inherited::survey();
     match Options::parse().chore {
         Chore::Check(options) => check::run(&options),
         Chore::Bench(options) => bench::run(&options),
+        Chore::Bound(options) => bound::run(&options, inherited),
         Chore::BenchTables(options) => tables::run(&options),
         Chore::BenchMail(options) => mail::run(&options),
         Chore::Fuzz(options) => fuzz::run(&options),

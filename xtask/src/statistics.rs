@@ -9,6 +9,12 @@ pub(crate) fn median(mut values: Vec<f64>) -> f64 {
     values[values.len() / 2]
 }
 
+/// A count as a number to reckon with.
+#[expect(clippy::cast_precision_loss, reason = "far below 2 to the 52nd")]
+pub(crate) fn as_float(number: u64) -> f64 {
+    number as f64
+}
+
 /// The lowest and the highest of the values.
 pub(crate) fn spread(values: &[f64]) -> (f64, f64) {
     let low = values.iter().copied().fold(f64::INFINITY, f64::min);

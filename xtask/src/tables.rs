@@ -1,7 +1,7 @@
 //! Our table lookups beside Postfix's own: in postmap(1), and through proxymap(8), in turns within one run.
 
 mod process;
-mod workload;
+pub(crate) mod workload;
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -17,7 +17,8 @@ use postkeep_testkit::{Implementation, RealPostfix, Scratch, real_postfix};
 use serde_json::{Value, json};
 
 use crate::load::{Crowd, Script, Step};
-use crate::statistics::{median, spread};
+use crate::observe::Quiet;
+use crate::statistics::{as_float, median, spread};
 use crate::tables::process::Process;
 use crate::tables::workload::{
     BARE, FEW_RULES, INDEXED, PATTERNS, Place, Workload, postmap, workloads,
@@ -147,11 +148,6 @@ struct Sample {
     start_processor: f64,
     /// Bytes.
     memory: f64,
-}
-
-#[expect(clippy::cast_precision_loss, reason = "far below 2 to the 52nd")]
-fn as_float(number: u64) -> f64 {
-    number as f64
 }
 
 /// The first `count` keys after the one that start-up takes, one a line.
@@ -403,7 +399,7 @@ fn compare_daemons(
     extent: Extent,
 ) -> Result<Value> {
     let table = workload.table(root);
-    let side = |implementation| -> Result<Side> {
+    let side = |name, implementation| -> Result<Side> {
         let mut plan = Plan::new(implementation, "proxymap")
             .parameter("max_use", "1000000")
             .parameter("proxy_read_maps", &format!("proxy:{table}"));
@@ -420,19 +416,30 @@ fn compare_daemons(
             &script(workload, table.clone()),
         )?;
         crowd.run_for(extent.daemon_turn / 2)?;
-        Ok(Side { daemon, crowd })
+        Ok(Side {
+            name,
+            daemon,
+            crowd,
+        })
     };
-    Contest {
+    let outcome = Contest {
         name: &workload.name(),
         clients,
         unit: "lookups/s",
         duration: extent.daemon_turn,
         rounds: extent.rounds,
+        quiet: Quiet {
+            limit: f64::INFINITY,
+            repeats: 0,
+        },
+        counter: None,
     }
-    .run(
-        &mut side(Implementation::Postfix)?,
-        &mut side(Implementation::Postkeep)?,
-    )
+    .run(&mut [
+        side("Postfix", Implementation::Postfix)?,
+        side("postkeep", Implementation::Postkeep)?,
+    ])?;
+    outcome.print_line();
+    Ok(outcome.json())
 }
 
 /// The workloads that are wanted and that both can do, their files made; says loudly what is left out.

@@ -154,6 +154,7 @@ struct Log {
 pub struct StandIn {
     scratch: Scratch,
     child: Child,
+    started: Instant,
     service: String,
     queue: PathBuf,
     status_channel: Option<UnixStream>,
@@ -244,6 +245,7 @@ impl StandIn {
                 mapping(listener.into(), 6),
             ])
             .context("descriptor numbers collide")?;
+        let started = Instant::now();
         let child = command
             .spawn()
             .with_context(|| format!("cannot start {}", executable.display()))?;
@@ -262,6 +264,7 @@ impl StandIn {
         Ok(Self {
             scratch,
             child,
+            started,
             service: plan.service.clone(),
             queue,
             status_channel: Some(status_ours),
@@ -303,6 +306,11 @@ impl StandIn {
     /// The process number.
     pub fn pid(&self) -> u32 {
         self.child.id()
+    }
+
+    /// When the process was about to be started.
+    pub fn started(&self) -> Instant {
+        self.started
     }
 
     /// How many descriptors the process has open.
