@@ -201,13 +201,23 @@ impl GuardedMap {
     /// As long as [`GuardedMap::holds`] it, the file was not cut anywhere before it. Bytes between it and `end` are
     /// zeros, whether they are there or not.
     pub fn landmark(&self, end: u64, farthest: u64) -> Option<Landmark> {
-        let end = end.min(self.length as u64);
+        let mut end = end.min(self.length as u64);
         let lowest = end.saturating_sub(farthest);
-        let (offset, byte) = (lowest..end).rev().find_map(|offset| {
-            let [byte] = self.bytes_at(offset)?;
-            (byte != 0).then_some((offset, byte))
-        })?;
-        (!self.is_damaged()).then_some(Landmark { offset, byte })
+        let mut buffer = [0; 512];
+        while end > lowest {
+            let start = end.saturating_sub(buffer.len() as u64).max(lowest);
+            let piece = buffer.get_mut(..usize::try_from(end - start).ok()?)?;
+            self.read(start, piece)?;
+            if let Some(place) = piece.iter().rposition(|&byte| byte != 0) {
+                let landmark = Landmark {
+                    offset: start + place as u64,
+                    byte: piece[place],
+                };
+                return (!self.is_damaged()).then_some(landmark);
+            }
+            end = start;
+        }
+        None
     }
 
     /// Whether everything that this thread has read up to now was in the file: the byte is still there, and nothing

@@ -3,12 +3,18 @@
 //! One file without LMDB's own lock file, one unnamed database. All locking is done here: an fcntl(2) lock around
 //! each transaction, shared to read and exclusive to write, and the same among the threads of this process. That
 //! makes the functions safe to call from any thread, which LMDB without its own locks is not.
+//!
+//! Keys are looked up without LMDB and without a lock where that can be done: [`Environment::find_unlocked`].
 #![allow(unsafe_code, reason = "LMDB is a C library")]
 
 mod pages;
+mod snapshot;
 mod transaction;
+mod unlocked;
 
+pub use snapshot::{Snapshot, Trouble};
 pub use transaction::{Entry, Reader, Writer};
+pub use unlocked::Unlocked;
 
 use std::ffi::{CStr, CString};
 use std::fmt;
@@ -25,6 +31,7 @@ use lmdb_master_sys as ffi;
 use crate::lock::{Kind, LockedFile};
 
 use transaction::Transaction;
+use unlocked::Maps;
 
 /// The smallest map, and how much is added above the size of a file.
 const SMALLEST_MAP: u64 = 10_240;
@@ -126,6 +133,7 @@ pub struct Environment {
     short_but_whole: [AtomicU64; 2],
     /// The map is gone; nothing works any more.
     broken: AtomicBool,
+    maps: Maps,
 }
 
 // SAFETY: LMDB ties nothing to a thread when it does no locking of its own; what must not happen at the same time is
@@ -198,6 +206,7 @@ impl Environment {
             page_size: 0,
             short_but_whole: [const { AtomicU64::new(0) }; 2],
             broken: AtomicBool::new(false),
+            maps: Maps::new(0),
         };
         // LMDB gives an empty file its first pages, which only one process at a time may do.
         let first_pages = if options.write && length == 0 {
@@ -220,6 +229,7 @@ impl Environment {
         drop(first_pages);
         this.page_size =
             pages::page_size(this.file.file())?.ok_or(Error(Cause::Code(ffi::MDB_INVALID)))?;
+        this.maps = Maps::new(this.page_size);
         let database = this.read(|reader: &Reader<'_>| reader.open_database())??;
         this.database = database;
         Ok(this)
@@ -281,6 +291,17 @@ impl Environment {
             Err(error) if error.is(ffi::MDB_MAP_RESIZED) => Ok(None),
             Err(error) => Err(error),
         }
+    }
+
+    /// Looks for some keys in the newest snapshot, without a lock and, as long as the file does not grow, without a
+    /// system call. Appends the value of the first key that is there.
+    ///
+    /// Where that leads to nothing `value` is as it was, and [`Environment::read`] waits for its turn, or says what is
+    /// wrong.
+    ///
+    /// What another process is just committing may be found a moment before it is safe on the disk.
+    pub fn find_unlocked(&self, keys: &[&[u8]], value: &mut Vec<u8>) -> Unlocked {
+        self.maps.find(self.file.file(), keys, value)
     }
 
     /// Runs `f` in a write transaction and commits it, durable when this returns. Waits for readers and writers.

@@ -1,20 +1,21 @@
 //! `lmdb:FILE` is an LMDB database in `FILE.lmdb`, made by postmap(1) or postalias(1).
 //!
 //! Lookups see what other programs commit, at once and without a restart. Programs keep apart by fcntl(2) locks on
-//! the file, shared to read and exclusive to write; LMDB's own lock file is not used (`lmdb_table(5)`). Keys have at
-//! most 511 bytes, a trailing NUL included; values have no limit. The initial size limit is `lmdb_map_size`; it
-//! grows by itself.
+//! the file, shared to read and exclusive to write; LMDB's own lock file is not used (`lmdb_table(5)`). A lookup needs
+//! no lock, and waits for one only where writers are faster than it is or the file is damaged. Keys have at most
+//! 511 bytes, a trailing NUL included; values have no limit. The initial size limit is `lmdb_map_size`; it grows by
+//! itself.
 //!
 //! A key is stored with a NUL behind it unless the creator was told otherwise; both forms are looked for. Entries
 //! are listed in the order of their bytes.
 //!
 //! Creating a table replaces all entries in one transaction: when it fails the old ones are still there.
 //!
-//! Differences from the reference: every access is locked, whatever the flags say; adding entries holds an
-//! exclusive lock throughout; a record is stored however often the limit must be doubled, and a source is not read
-//! twice for that; a file that is shorter than its contents is an error and not the end of the process, and is
-//! opened again; both forms of a key are tried each time; a walk goes on when its entry was deleted. For a daemon an
-//! empty key is not found.
+//! Differences from the reference: lookups take no lock, and every other access is locked, whatever the flags say;
+//! adding entries holds an exclusive lock throughout; a record is stored however often the limit must be doubled, and
+//! a source is not read twice for that; a file that is shorter than its contents is an error and not the end of the
+//! process, and is opened again; both forms of a key are tried each time; a walk goes on when its entry was deleted.
+//! For a daemon an empty key is not found.
 
 use std::collections::BTreeMap;
 use std::os::unix::ffi::OsStrExt as _;
@@ -23,7 +24,7 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 
-use postkeep_sys::lmdb::{Environment, Error, Options, Reader};
+use postkeep_sys::lmdb::{Environment, Error, Options, Reader, Unlocked};
 use postkeep_sys::lock::Kind;
 use postkeep_table::{
     Access, Cursor, Flags, Latency, LookupError, OpenError, Outcome, Owner, Printable, Step, Table,
@@ -169,6 +170,48 @@ impl Lmdb {
         }
     }
 
+    /// Looks up without a lock and without waiting, as nearly always is possible; `None` when it is not.
+    fn find_unlocked(&self, flags: Flags, key: &[u8], value: &mut Vec<u8>) -> Option<Outcome> {
+        if key.is_empty() {
+            return None;
+        }
+        let mut buffer = [0; LONGEST_KEY];
+        let start = value.len();
+        let environment = self
+            .environment
+            .read()
+            .unwrap_or_else(PoisonError::into_inner);
+        let forms = match forms(self.flags, flags) {
+            [Form::WithNul, rest @ ..] if key.len() >= LONGEST_KEY && !rest.is_empty() => rest,
+            forms => forms,
+        };
+        let found = match (forms, stored(key, *forms.first()?, &mut buffer)) {
+            // One form is the beginning of the other.
+            ([Form::WithNul, Form::Plain], Some(stored)) => {
+                environment.find_unlocked(&[stored, &stored[..key.len()]], value)
+            }
+            (_, Some(stored)) => environment.find_unlocked(&[stored], value),
+            (_, None) => environment.find_unlocked(&[], value),
+        };
+        let form = match found {
+            Unlocked::Found(place) => *forms.get(place)?,
+            Unlocked::Absent => return Some(Outcome::Absent),
+            Unlocked::Undecided => return None,
+        };
+        let length = text(&value[start..]).len();
+        value.truncate(start + length);
+        self.note_form(form);
+        Some(Outcome::Done)
+    }
+
+    fn note_form(&self, form: Form) {
+        let number = 1 + u8::from(form == Form::Plain);
+        // Seldom written, so that threads do not take it from each other.
+        if self.seen.load(Ordering::Relaxed) != number {
+            self.seen.store(number, Ordering::Relaxed);
+        }
+    }
+
     fn find(
         &self,
         reader: &Reader<'_>,
@@ -189,8 +232,7 @@ impl Lmdb {
                 && let Some(found) = reader.find(stored)?
             {
                 value.extend_from_slice(text(found));
-                self.seen
-                    .store(1 + u8::from(form == Form::Plain), Ordering::Relaxed);
+                self.note_form(form);
                 return Ok(Outcome::Done);
             }
         }
@@ -225,6 +267,9 @@ impl Table for Lmdb {
         key: &[u8],
         value: &mut Vec<u8>,
     ) -> Result<Outcome, LookupError> {
+        if let Some(outcome) = self.find_unlocked(flags, key, value) {
+            return Ok(outcome);
+        }
         let found = std::cell::RefCell::new(value);
         self.with("reading", |environment| {
             environment.read(|reader| self.find(reader, flags, key, &mut found.borrow_mut()))?
@@ -237,6 +282,9 @@ impl Table for Lmdb {
         key: &[u8],
         value: &mut Vec<u8>,
     ) -> Option<Result<Outcome, LookupError>> {
+        if let Some(outcome) = self.find_unlocked(flags, key, value) {
+            return Some(Ok(outcome));
+        }
         match self
             .current()
             .try_read(|reader| self.find(reader, flags, key, value))

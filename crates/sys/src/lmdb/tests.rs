@@ -87,6 +87,81 @@ fn entries_come_in_order_and_the_walk_survives_deletions() {
 }
 
 #[test]
+fn without_a_lock_the_same_is_found_and_a_lock_of_others_is_no_hindrance() {
+    let (_directory, path) = path();
+    let ours = Environment::open(&path, SMALL).unwrap();
+    let theirs = Environment::open(&path, SMALL).unwrap();
+    let find = |keys: &[&[u8]]| {
+        let mut value = b"<".to_vec();
+        let found = theirs.find_unlocked(keys, &mut value);
+        (found, String::from_utf8(value).unwrap())
+    };
+    let absent = (Unlocked::Absent, "<".to_owned());
+    assert_eq!(find(&[b"k"]), absent);
+    ours.write(|writer| {
+        writer.put(b"k", b"1", true)?;
+        writer.put(b"k\0", b"2", true)
+    })
+    .unwrap();
+    assert_eq!(find(&[b"k\0", b"k"]), (Unlocked::Found(0), "<2".to_owned()));
+    assert_eq!(find(&[b"x", b"k"]), (Unlocked::Found(1), "<1".to_owned()));
+    assert_eq!(find(&[b"x", b"", &[b'k'; 600]]), absent);
+    assert_eq!(find(&[]), absent);
+    // Far beyond the map that was made for the small file.
+    for round in 1..40_usize {
+        let value = "v".repeat(round * 100_000);
+        ours.write(|writer| writer.put(b"big", value.as_bytes(), true))
+            .unwrap();
+        assert_eq!(find(&[b"big"]).1.len(), 1 + value.len());
+    }
+    ours.hold(Kind::Exclusive).unwrap();
+    assert_eq!(theirs.try_read(|_| ()).unwrap(), None);
+    assert_eq!(find(&[b"k"]).1, "<1");
+    ours.write(|writer| writer.delete(b"k").and_then(|_| writer.clear()))
+        .unwrap();
+    assert_eq!(find(&[b"k", b"big"]), absent);
+}
+
+#[test]
+fn without_a_lock_a_shortened_file_gives_the_right_answer_or_none() {
+    let (_directory, path) = path();
+    let write = Environment::open(&path, SMALL).unwrap();
+    let value = |number: u32| vec![b'v'; 100 + usize::from(number.is_multiple_of(9)) * 5000];
+    write
+        .write(|writer| {
+            for number in 0..200_u32 {
+                writer.put(&number.to_be_bytes(), &value(number), true)?;
+            }
+            Ok(())
+        })
+        .unwrap();
+    let whole = std::fs::read(&path).unwrap();
+    let file = OpenOptions::new().write(true).open(&path).unwrap();
+    for cut in (1..whole.len())
+        .step_by(997)
+        .chain([100, 300, 1000, 4096, 8191])
+    {
+        std::fs::write(&path, &whole).unwrap();
+        let environment = Environment::open(&path, SMALL).unwrap();
+        let mut answers = 0;
+        for length in [whole.len(), whole.len() - cut] {
+            file.set_len(length as u64).unwrap();
+            for number in 0..200 {
+                let mut found = Vec::new();
+                match environment.find_unlocked(&[&u32::to_be_bytes(number)], &mut found) {
+                    Unlocked::Found(0) => {
+                        assert!(found == value(number), "{cut} {number}");
+                        answers += 1;
+                    }
+                    other => assert!(other == Unlocked::Undecided && found.is_empty()),
+                }
+            }
+            assert!(answers >= 200);
+        }
+    }
+}
+
+#[test]
 fn a_shortened_file_is_an_error_not_a_signal() {
     let (_directory, path) = path();
     let environment = Environment::open(&path, SMALL).unwrap();

@@ -194,6 +194,45 @@ fn a_damaged_file_asks_for_another_try_and_is_opened_again() {
 }
 
 #[test]
+fn lookups_do_not_wait_for_a_writer_and_see_what_was_committed() {
+    let place = place(Caller::Daemon);
+    place.create(FOLD, &[("a", "1"), ("b", "2")]);
+    let table = place.open(Access::ReadWrite, Flags::empty());
+    let look = |key: &str| {
+        let mut value = b"<".to_vec();
+        let outcome = table.try_lookup(FOLD, key.as_bytes(), &mut value)?.unwrap();
+        let value = String::from_utf8(value).unwrap();
+        Some((outcome == Outcome::Done).then_some(value))
+    };
+    let builder = place
+        .registry
+        .build(&place.name, BuildMode::Add, FOLD)
+        .map(|mut builder| {
+            builder.add(FOLD, b"c", b"3").unwrap();
+            builder
+        })
+        .unwrap();
+    // The lock is held, and the entry is there.
+    for _ in 0..3 {
+        assert_eq!(look("A"), Some(Some("<1".to_owned())));
+        assert_eq!(look("c"), Some(Some("<3".to_owned())));
+        assert_eq!(look("d"), Some(None));
+        assert_eq!(look(&"k".repeat(511)), Some(None));
+        assert_eq!(look(&"k".repeat(512)), Some(None));
+    }
+    drop(builder);
+    for number in 0..30 {
+        let value = number.to_string();
+        table
+            .update(Flags::DUP_REPLACE, b"a", value.as_bytes())
+            .unwrap();
+        assert_eq!(look("a"), Some(Some(format!("<{value}"))));
+    }
+    table.delete(Flags::empty(), b"a").unwrap();
+    assert_eq!(look("a"), Some(None));
+}
+
+#[test]
 fn what_cannot_be_opened_has_the_reference_s_reason() {
     let place = place(Caller::Daemon);
     let reason = || {
