@@ -39,6 +39,11 @@ pub use source::{Entry, Style, parse as parse_source};
 pub use surrogate::surrogate;
 pub use table_type::{Capabilities, TableType};
 
+/// The layout of LMDB files, for those who want to read one that is in memory.
+pub mod lmdb_file {
+    pub use postkeep_sys::lmdb::{Snapshot, Trouble};
+}
+
 use std::sync::Arc;
 
 use postkeep_table::{Access, Flags, OpenError, Opener, Printable, Table, TableName};

@@ -8,8 +8,10 @@
 )]
 
 mod berkeley;
+mod lmdb;
 
 pub use berkeley::berkeley_file;
+pub use lmdb::lmdb_file;
 
 mod patterns;
 mod tables;
@@ -40,6 +42,7 @@ pub const TARGETS: &[Target] = &[
     ("berkeley_file", berkeley_file),
     ("cdb_file", cdb_file),
     ("cidr_rules", cidr_rules),
+    ("lmdb_file", lmdb_file),
     ("main_cf", main_cf),
     ("pattern_rules", pattern_rules),
     ("proxymap_requests", proxymap_requests),
