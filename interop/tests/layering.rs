@@ -3,29 +3,30 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::process::Command;
 
-const ALLOWED: [(&str, &[&str]); 12] = [
+const ALLOWED: [(&str, &[&str]); 13] = [
     ("wire", &[]),
     ("conf", &[]),
     ("sys", &[]),
     ("table", &[]),
     ("scache", &["wire"]),
     ("client", &["wire", "sys"]),
-    ("tables", &["table", "client", "conf", "sys"]),
+    ("remote", &["table", "conf", "sys"]),
+    ("tables", &["table", "client", "conf", "sys", "remote"]),
     ("proxymap", &["wire", "conf", "table"]),
     ("daemon", &["wire", "conf", "sys"]),
     ("master", &["sys"]),
     (
         "postkeep",
         &[
-            "wire", "conf", "sys", "table", "scache", "client", "tables", "proxymap", "daemon",
-            "master",
+            "wire", "conf", "sys", "table", "scache", "client", "remote", "tables", "proxymap",
+            "daemon", "master",
         ],
     ),
     // A dev-dependency only, so it may name what it helps to test.
     (
         "testkit",
         &[
-            "wire", "conf", "sys", "table", "scache", "client", "proxymap", "tables",
+            "wire", "conf", "sys", "table", "scache", "client", "remote", "proxymap", "tables",
         ],
     ),
 ];

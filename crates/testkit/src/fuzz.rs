@@ -14,6 +14,7 @@ pub use berkeley::berkeley_file;
 pub use lmdb::lmdb_file;
 
 mod patterns;
+mod remote;
 mod tables;
 
 use std::cell::{Cell, RefCell};
@@ -22,7 +23,7 @@ use std::time::Duration;
 
 use postkeep_conf::{Dictionary, Release};
 use postkeep_proxymap::approve::{List, Listing, Notice, Rules};
-use postkeep_scache::{Cache, Conversation, Limits as CacheLimits, Next, Settings};
+use postkeep_scache::{Cache, Conversation, Limits as CacheLimits, Next, Rules as CacheRules, Settings};
 use postkeep_tables::cdb_file::{Damage, Reader};
 use postkeep_wire::duplex::{Inbox, Outbox};
 use postkeep_wire::encode::ListWriter;
@@ -31,6 +32,7 @@ use postkeep_wire::scan::{Limits, Progress, ScanFlags, Scanner, Stop, Value, Wan
 use postkeep_wire::{Encoding, End, proxymap, scache};
 
 pub use patterns::pattern_rules;
+pub use remote::{socketmap_replies, table_cf, table_templates, tcp_replies};
 pub use tables::{cidr_rules, table_lists};
 
 /// The name of a target and its body.
@@ -49,7 +51,11 @@ pub const TARGETS: &[Target] = &[
     ("scache_conversation", scache_conversation),
     ("scache_requests", scache_requests),
     ("scan_lists", scan_lists),
+    ("socketmap_replies", socketmap_replies),
+    ("table_cf", table_cf),
     ("table_lists", table_lists),
+    ("table_templates", table_templates),
+    ("tcp_replies", tcp_replies),
 ];
 
 /// Small limits, so that a fuzzer gets at them.
@@ -327,10 +333,14 @@ pub fn scache_conversation(data: &[u8]) {
         limits: LIMITS,
         ..Settings::default()
     };
-    let cache = RefCell::new(Cache::new(CacheLimits {
-        sessions: 20,
-        bindings: 20,
-        bytes: 4096,
+    let cache = RefCell::new(Cache::new(CacheRules {
+        limits: CacheLimits {
+            sessions: 20,
+            bindings: 20,
+            bytes: 4096,
+            ..CacheLimits::default()
+        },
+        ..CacheRules::default()
     }));
     let mut clients: Vec<Client> = (0..3).map(|_| Client::new(&settings)).collect();
     let mut now = Duration::ZERO;
