@@ -175,6 +175,7 @@ impl Service for Echo {
         if std::mem::take(&mut client.parked) {
             turn.outbox.buffer().extend_from_slice(b"parked\n");
         }
+        let mut lines = 0;
         loop {
             if client.taking {
                 let Some(handles) = turn.inbox.take_handles() else {
@@ -189,6 +190,8 @@ impl Service for Echo {
             };
             let line = String::from_utf8_lossy(&turn.inbox.bytes()[..end]).into_owned();
             turn.inbox.consume(end + 1);
+            lines += 1;
+            turn.requests = turn.requests.max(lines);
             if let Some(next) = self.request(client, &line, turn) {
                 return next;
             }

@@ -10,10 +10,12 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use postkeep_sys::descriptor::{move_above, raise_limit};
+use postkeep_sys::descriptor::{raise_limit, try_move_above};
 use postkeep_sys::readiness::{Events, Interest, Poller};
 use postkeep_sys::{error_text, socket};
 
+use crate::census::{Census, Counted};
+use crate::eviction::Eviction;
 use crate::logging;
 use crate::program::Transport;
 use crate::service::Service;
@@ -25,7 +27,7 @@ use crate::worker::{LOWEST_CLIENT, Worker};
 /// Tokens.
 const BELL: u64 = u64::MAX;
 const STATUS: u64 = u64::MAX - 1;
-/// How long a listening socket rests when there is no descriptor for its clients.
+/// How long listening sockets rest when there is no room for their clients, unless one makes room sooner.
 const REST: Duration = Duration::from_secs(1);
 
 /// What the control loop needs to know of the configuration.
@@ -100,8 +102,13 @@ struct Loop<S: Service> {
     listeners: Vec<Listener>,
     mailboxes: Vec<Arc<Mailbox>>,
     idle: IdleTimer,
-    /// An accept has failed, and none has worked since.
-    starving: bool,
+    /// Descriptors have run out at least once.
+    starved: bool,
+    /// A client that has come and has no number of its own yet.
+    pending: Option<(OwnedFd, Option<Counted>)>,
+    census: Census,
+    /// The lowest number of a client's descriptor.
+    lowest: i32,
     leaving: bool,
     pulse: Arc<Pulse>,
 }
@@ -112,7 +119,7 @@ pub(crate) fn serve<S: Service>(service: Arc<S>, shared: Arc<Shared>, mut plan: 
         logging::fatal(format_args!("{what}: {}", error_text(error)));
     };
     // One process has all the clients; a lower limit than needed is seen to when it is reached.
-    let _ = raise_limit();
+    let descriptors = raise_limit().unwrap_or(u64::MAX);
     let poller = Poller::new().unwrap_or_else(|error| broken("epoll_create", &error));
     let register = |descriptor: &OwnedFd, token| {
         if let Err(error) = poller.add(descriptor, token, Interest::Read) {
@@ -164,7 +171,10 @@ pub(crate) fn serve<S: Service>(service: Arc<S>, shared: Arc<Shared>, mut plan: 
         poller,
         listeners,
         mailboxes,
-        starving: false,
+        starved: false,
+        pending: None,
+        census: Census::default(),
+        lowest: lowest_client(descriptors),
         leaving: false,
         pulse,
     }
@@ -200,7 +210,10 @@ impl<S: Service> Loop<S> {
                 log::debug!("idle timeout -- exiting");
                 self.end();
             }
-            self.end_rests(now);
+            if self.shared.room.swap(false, Ordering::SeqCst) {
+                self.end_rests(None);
+            }
+            self.end_rests(Some(now));
             // What is readable at once has been so in an order that nobody knows; whoever has come is taken in.
             for ready in events.ready() {
                 match ready.token {
@@ -258,6 +271,7 @@ impl<S: Service> Loop<S> {
     }
 
     fn close_listeners(&mut self) {
+        self.pending = None;
         // Other processes have the same sockets, so closing ours does not take them out of the set.
         for listener in self.listeners.drain(..) {
             if listener.rests_until.is_none() {
@@ -266,9 +280,25 @@ impl<S: Service> Loop<S> {
         }
     }
 
-    fn end_rests(&mut self, now: Instant) {
+    /// Looks at resting sockets again: at those whose time is over, or without a time at all.
+    fn end_rests(&mut self, due: Option<Instant>) {
+        let over = |until: Instant| due.is_none_or(|now| until <= now);
+        if !self
+            .listeners
+            .iter()
+            .any(|listener| listener.rests_until.is_some_and(over))
+        {
+            return;
+        }
+        let now = due.unwrap_or_else(Instant::now);
+        if let Some((client, counted)) = self.pending.take() {
+            self.place(client, counted, now);
+            if self.pending.is_some() {
+                return;
+            }
+        }
         for (token, listener) in (0..).zip(&mut self.listeners) {
-            if listener.rests_until.is_some_and(|until| until <= now) {
+            if listener.rests_until.is_some_and(over) {
                 listener.rests_until = None;
                 if self
                     .poller
@@ -282,28 +312,78 @@ impl<S: Service> Loop<S> {
     }
 
     fn accept(&mut self, index: usize, now: Instant) {
-        let Some(listener) = self.listeners.get(index) else {
+        let Some(listener) = self
+            .listeners
+            .get(index)
+            .filter(|listener| listener.rests_until.is_none())
+        else {
             return;
         };
-        if self.shared.clients.load(Ordering::SeqCst) == 0 {
+        let clients = self.shared.clients.load(Ordering::SeqCst);
+        let limit = self.shared.limits.clients;
+        if limit > 0 && clients >= limit {
+            // The new one waits in the queue of the socket until somebody has gone.
+            self.shared.complaints.clients.say(
+                now,
+                format_args!(
+                    "client limit reached: {clients} clients, the one that is idle for longest makes room"
+                ),
+            );
+            self.make_room(now);
+            return;
+        }
+        if clients == 0 {
             self.idle.stop(self.shared.used.load(Ordering::SeqCst), now);
         }
         self.service.before_accept();
         match socket::accept(&listener.socket) {
-            Ok(client) => match move_above(client, LOWEST_CLIENT) {
-                Ok(client) => self.admit(client, now),
-                // The client is lost, but it is one of many.
-                Err(error) if Failure::of(&error) == Failure::Starved => {
-                    self.accept_failed(index, &error, now);
+            Ok(client) => {
+                if let Ok(counted) = self.count(&client, now) {
+                    self.place(client, counted, now);
                 }
-                Err(error) => logging::fatal(format_args!("fcntl F_DUPFD: {}", error_text(&error))),
-            },
-            Err(error) => self.accept_failed(index, &error, now),
+            }
+            Err(error) => self.accept_failed(&error, now),
         }
     }
 
-    fn admit(&mut self, client: OwnedFd, now: Instant) {
-        self.starving = false;
+    /// Counts a client among those of its user; an error when there are too many of them.
+    fn count(&mut self, client: &OwnedFd, now: Instant) -> Result<Option<Counted>, ()> {
+        let limit = self.shared.limits.user_clients;
+        if limit == 0 || self.plan.transport == Transport::Inet {
+            return Ok(None);
+        }
+        let Ok(peer) = socket::peer(client) else {
+            return Ok(None);
+        };
+        let counted = self.census.count(peer.uid, limit);
+        if counted.is_none() {
+            self.shared.counters.accept_failed();
+            self.shared.complaints.user_clients.say(
+                now,
+                format_args!(
+                    "connection of process {} closed: user ID {} has {limit} connections already",
+                    peer.pid, peer.uid
+                ),
+            );
+        }
+        counted.map(Some).ok_or(())
+    }
+
+    /// Gives a client its number, and admits it.
+    fn place(&mut self, client: OwnedFd, counted: Option<Counted>, now: Instant) {
+        match try_move_above(client, self.lowest) {
+            Ok(client) => self.admit(client, counted, now),
+            Err((error, client)) if Failure::of(&error) == Failure::Starved => {
+                self.pending = Some((client, counted));
+                self.accept_failed(&error, now);
+            }
+            Err((error, _)) => {
+                logging::fatal(format_args!("fcntl F_DUPFD: {}", error_text(&error)))
+            }
+        }
+    }
+
+    fn admit(&mut self, client: OwnedFd, counted: Option<Counted>, now: Instant) {
         self.shared.clients.fetch_add(1, Ordering::SeqCst);
         self.shared.counters.accepted();
         let resume = self.plan.flow_delay.and_then(|delay| {
@@ -315,17 +395,22 @@ impl<S: Service> Loop<S> {
             (!token && !delay.is_zero()).then(|| now + delay)
         });
         let message = match self.plan.transport {
-            Transport::Pass => Message::Handover { socket: client },
+            Transport::Pass => Message::Handover {
+                socket: client,
+                counted,
+            },
             Transport::Inet => {
                 let _ = socket::set_keepalive(&client);
                 Message::Client {
                     socket: client,
                     resume,
+                    counted,
                 }
             }
             Transport::Unix => Message::Client {
                 socket: client,
                 resume,
+                counted,
             },
         };
         let least = self
@@ -338,8 +423,19 @@ impl<S: Service> Loop<S> {
         }
     }
 
-    fn accept_failed(&mut self, index: usize, error: &io::Error, now: Instant) {
-        if self.shared.clients.load(Ordering::SeqCst) == 0 {
+    /// Has a client make room, and accepts nobody until then.
+    fn make_room(&mut self, now: Instant) {
+        // What waits in the queue of a socket keeps it readable: look away for a while.
+        for listener in &mut self.listeners {
+            if listener.rests_until.is_some() || self.poller.remove(&listener.socket).is_ok() {
+                listener.rests_until = Some(now + REST);
+            }
+        }
+        Eviction::begin(&self.mailboxes);
+    }
+
+    fn accept_failed(&mut self, error: &io::Error, now: Instant) {
+        if self.pending.is_none() && self.shared.clients.load(Ordering::SeqCst) == 0 {
             self.idle
                 .start(self.shared.used.load(Ordering::SeqCst), now);
         }
@@ -351,27 +447,26 @@ impl<S: Service> Loop<S> {
             }
             Failure::Starved => {
                 self.shared.counters.accept_failed();
-                // Once for each time that descriptors run out: the thirteenth error ends the process.
-                if !self.starving {
+                // Once: the thirteenth error ends the process.
+                if !std::mem::replace(&mut self.starved, true) {
                     log::error!("accept connection: {}", error_text(error));
                 }
-                self.starving = true;
-                // The connection stays in the queue, and the socket readable: look away for a while.
-                if let Some(listener) = self.listeners.get_mut(index)
-                    && self.poller.remove(&listener.socket).is_ok()
-                {
-                    listener.rests_until = Some(now + REST);
-                }
-                let most = self
-                    .mailboxes
-                    .iter()
-                    .max_by_key(|mailbox| mailbox.clients.load(Ordering::Relaxed));
-                if let Some(mailbox) = most {
-                    mailbox.post(Message::Shed);
-                }
+                let clients = self.shared.clients.load(Ordering::SeqCst);
+                self.shared.complaints.descriptors.say(
+                    now,
+                    format_args!(
+                        "descriptor limit reached: {clients} clients, the one that is idle for longest makes room"
+                    ),
+                );
+                self.make_room(now);
             }
         }
     }
+}
+
+/// Numbers below stay free for what else the process opens: at most half of all.
+fn lowest_client(descriptors: u64) -> i32 {
+    i32::try_from(descriptors / 2).map_or(LOWEST_CLIENT, |half| half.min(LOWEST_CLIENT))
 }
 
 /// What a failed accept means.
@@ -429,6 +524,13 @@ mod tests {
         timer.stop(0, now + 5 * SECOND);
         timer.start(1, now + 8 * SECOND);
         assert_eq!(timer.due, Some(now + 18 * SECOND));
+    }
+
+    #[test]
+    fn clients_leave_half_of_few_descriptors_to_others() {
+        assert_eq!(lowest_client(64), 32);
+        assert_eq!(lowest_client(1024), LOWEST_CLIENT);
+        assert_eq!(lowest_client(u64::MAX), LOWEST_CLIENT);
     }
 
     #[test]

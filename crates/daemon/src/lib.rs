@@ -43,7 +43,7 @@
 //! postkeep_daemon::main(&words[0], &words[1..], DiscardProgram);
 //! ```
 //!
-//! Modules that commands use as well: [`logging`], [`configuration`], [`blocking`].
+//! Modules that commands use as well: [`logging`], [`configuration`], [`blocking`]. What clients may take up: [`limits`].
 //!
 //! # References
 //! Postfix `multi_server.c`, `master_proto.h`; master(5), master(8).
@@ -51,9 +51,12 @@
 
 pub mod blocking;
 pub mod configuration;
+pub mod limits;
 pub mod logging;
 
+mod census;
 mod control;
+mod eviction;
 mod handover;
 mod one_shot;
 mod options;

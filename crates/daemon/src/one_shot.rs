@@ -79,6 +79,7 @@ fn converse<S: Service>(
             now: Instant::now(),
             inbox: &mut inbox,
             outbox: &mut outbox,
+            requests: 0,
         };
         let next = service.advance(&mut client, &mut turn);
         if !flush(output, &mut outbox, service.write_limit()) {

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use postkeep_conf::{Common, Dictionary, Error, Sink};
 
+use crate::limits::Limits;
 use crate::service::Service;
 use crate::shared::Control;
 
@@ -70,6 +71,8 @@ pub struct Setup {
     pub max_use: u64,
     /// `max_idle`; a program may set zero: no limit.
     pub max_idle: Duration,
+    /// What clients may take up; the skeleton sees to the number of clients and of requests by itself.
+    pub limits: Limits,
     /// Worker threads, at first one per processor; may be changed.
     pub workers: usize,
     /// The running process, for threads and hooks of the service.

@@ -19,6 +19,9 @@ pub struct Turn<'a> {
     pub inbox: &'a mut Inbox<OwnedFd>,
     /// Where replies go; sent when the turn is over.
     pub outbox: &'a mut Outbox<OwnedFd>,
+    /// How many requests this turn counts for against `postkeep_request_rate_limit`: at first one when something
+    /// has come, else none. A service that looks at more in one turn says so here.
+    pub requests: u32,
 }
 
 /// How a client goes on after its turn.

@@ -9,6 +9,9 @@ use std::time::{Duration, Instant};
 
 use postkeep_sys::readiness::Bell;
 
+use crate::census::Counted;
+use crate::eviction::Eviction;
+use crate::limits::{Complaints, Limits};
 use crate::statistics::{Cause, Counters, Statistics};
 use crate::status::StatusChannel;
 use crate::waker::Wake;
@@ -30,10 +33,14 @@ pub(crate) struct Shared {
     pub(crate) status: OnceLock<StatusChannel>,
     /// `daemon_timeout`.
     pub(crate) patience: Duration,
+    pub(crate) limits: Limits,
+    pub(crate) complaints: Complaints,
+    /// A client has made room.
+    pub(crate) room: AtomicBool,
 }
 
 impl Shared {
-    pub(crate) fn new(patience: Duration) -> io::Result<Self> {
+    pub(crate) fn new(patience: Duration, limits: Limits) -> io::Result<Self> {
         Ok(Self {
             bell: Bell::new()?,
             counters: Counters::default(),
@@ -43,6 +50,9 @@ impl Shared {
             drain: AtomicBool::new(false),
             status: OnceLock::new(),
             patience,
+            limits,
+            complaints: Complaints::default(),
+            room: AtomicBool::new(false),
         })
     }
 
@@ -118,15 +128,24 @@ pub(crate) enum Message {
     Client {
         socket: OwnedFd,
         resume: Option<Instant>,
+        counted: Option<Counted>,
     },
     /// A connection over which another process hands a client over (`pass`).
-    Handover { socket: OwnedFd },
+    Handover {
+        socket: OwnedFd,
+        counted: Option<Counted>,
+    },
     /// A client wants a turn.
     Wake(u64),
     /// Finish what has begun, and end.
     Leave,
-    /// Descriptors have run out: close the client that has been idle for longest.
-    Shed,
+    /// Somebody has to make room: name the client that can best be done without.
+    Shed {
+        eviction: Arc<Eviction>,
+        worker: usize,
+    },
+    /// This client makes room, if it still has said nothing since then.
+    Evict { token: u64, since: Instant },
 }
 
 /// How others reach a worker, and see how it is.
@@ -219,7 +238,7 @@ mod tests {
 
     #[test]
     fn the_last_client_to_go_rings() {
-        let shared = Shared::new(Duration::from_secs(3)).unwrap();
+        let shared = Shared::new(Duration::from_secs(3), Limits::default()).unwrap();
         shared.clients.store(2, Ordering::SeqCst);
         let rings = || {
             let bell = postkeep_sys::readiness::wait_for(

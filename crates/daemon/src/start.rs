@@ -18,6 +18,7 @@ use postkeep_sys::{error_text, privilege};
 
 use crate::configuration::{self, LogSink};
 use crate::control::{self, Plan};
+use crate::limits::Limits;
 use crate::logging::{self, Facility, Label, Postlog, Settings};
 use crate::one_shot;
 use crate::options::{self, CommandLine, Given};
@@ -113,6 +114,7 @@ pub fn main<P: Program>(argv0: &OsStr, arguments: &[OsString], mut program: P) -
         fatal("do not run this command by hand");
     }
     let flow_control = see_to_requirements(&mut program, &choices, &mut dictionary);
+    let limits = Limits::read(&mut dictionary, &mut LogSink).unwrap_or_else(|error| fatal(error));
     let transport = transport(&choices);
     let generation = match std::env::var_os("GENERATION") {
         None => 0,
@@ -135,7 +137,8 @@ pub fn main<P: Program>(argv0: &OsStr, arguments: &[OsString], mut program: P) -
         ));
     }
     let shared = Arc::new(
-        Shared::new(common.daemon_timeout).unwrap_or_else(|error| fatal(error_text(&error))),
+        Shared::new(common.daemon_timeout, limits)
+            .unwrap_or_else(|error| fatal(error_text(&error))),
     );
     let mut setup = Setup {
         process_name,
@@ -149,6 +152,7 @@ pub fn main<P: Program>(argv0: &OsStr, arguments: &[OsString], mut program: P) -
         config_directory,
         max_use: u64::try_from(common.max_use).unwrap_or(0),
         max_idle: common.max_idle,
+        limits,
         workers: std::thread::available_parallelism().map_or(1, usize::from),
         control: Control {
             shared: Arc::clone(&shared),

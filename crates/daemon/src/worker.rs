@@ -17,6 +17,8 @@ use postkeep_sys::readiness::{Events, Interest, Poller, Ready};
 use postkeep_sys::socket;
 use postkeep_wire::duplex::{End, Inbox, Outbox};
 
+use crate::census::Counted;
+use crate::eviction::{Candidate, Rank};
 use crate::handover::{Handover, Progress};
 use crate::logging;
 use crate::service::{Attributes, Next, Service, Turn};
@@ -78,6 +80,11 @@ struct Connection<C> {
     /// A buffer may have grown large.
     swollen: bool,
     last_turn: Instant,
+    /// Up to when its requests fill the time that the request rate gives them, in nanoseconds after the worker
+    /// began.
+    paid: u64,
+    /// Its place in the count of its user's clients.
+    counted: Option<Counted>,
 }
 
 /// One worker.
@@ -92,6 +99,9 @@ pub(crate) struct Worker<S: Service> {
     arrived: Vec<OwnedFd>,
     now: Instant,
     leaving: bool,
+    began: Instant,
+    /// What a request takes up of its client's time, in nanoseconds; zero: nothing.
+    interval: u64,
 }
 
 impl<S: Service> Worker<S> {
@@ -102,6 +112,9 @@ impl<S: Service> Worker<S> {
     ) -> io::Result<Self> {
         let poller = Poller::new()?;
         poller.add(&mailbox.bell, BELL, Interest::Read)?;
+        let interval = SECOND
+            .checked_div(shared.limits.request_rate.into())
+            .unwrap_or(0);
         Ok(Self {
             service,
             shared,
@@ -113,6 +126,8 @@ impl<S: Service> Worker<S> {
             arrived: Vec::new(),
             now: Instant::now(),
             leaving: false,
+            began: Instant::now(),
+            interval,
         })
     }
 
@@ -154,15 +169,20 @@ impl<S: Service> Worker<S> {
 
     fn obey(&mut self, message: Message) {
         match message {
-            Message::Client { socket, resume } => self.welcome(socket, &[], resume),
-            Message::Handover { socket } => self.begin_handover(socket),
+            Message::Client {
+                socket,
+                resume,
+                counted,
+            } => self.welcome(socket, &[], resume, counted),
+            Message::Handover { socket, counted } => self.begin_handover(socket, counted),
             Message::Wake(token) => self.wake(token),
             Message::Leave => self.leave(),
-            Message::Shed => self.shed(),
+            Message::Shed { eviction, worker } => eviction.answer(worker, self.candidate()),
+            Message::Evict { token, since } => self.evict(token, since),
         }
     }
 
-    fn insert(&mut self, socket: OwnedFd, phase: Phase) -> u64 {
+    fn insert(&mut self, socket: OwnedFd, phase: Phase, counted: Option<Counted>) -> u64 {
         let now = self.now;
         self.connections.insert_with(|_| Connection {
             socket,
@@ -177,13 +197,21 @@ impl<S: Service> Worker<S> {
             scheduled: None,
             swollen: false,
             last_turn: now,
+            paid: 0,
+            counted,
         })
     }
 
     /// Begins to serve a client.
-    fn welcome(&mut self, socket: OwnedFd, attributes: &Attributes, resume: Option<Instant>) {
+    fn welcome(
+        &mut self,
+        socket: OwnedFd,
+        attributes: &Attributes,
+        resume: Option<Instant>,
+        counted: Option<Counted>,
+    ) {
         let phase = resume.map_or(Phase::Serving(Next::Idle), Phase::Held);
-        let token = self.insert(socket, phase);
+        let token = self.insert(socket, phase, counted);
         let waker = Waker::new(Arc::clone(&self.mailbox) as Arc<dyn Wake>, token);
         let service = &self.service;
         let Some(connection) = self.connections.find(token) else {
@@ -200,14 +228,14 @@ impl<S: Service> Worker<S> {
         } else if resume.is_some() {
             self.flush(token);
         } else {
-            self.turn(token);
+            self.turn(token, 0);
         }
     }
 
-    fn begin_handover(&mut self, socket: OwnedFd) {
+    fn begin_handover(&mut self, socket: OwnedFd, counted: Option<Counted>) {
         let handover = Handover::new(self.now);
         let until = handover.until;
-        let token = self.insert(socket, Phase::Handover(Box::new(handover)));
+        let token = self.insert(socket, Phase::Handover(Box::new(handover)), counted);
         self.register(token, Registered::For(Interest::Read));
         self.schedule(token, Some(until));
         if self.leaving {
@@ -231,18 +259,20 @@ impl<S: Service> Worker<S> {
                 // It can wait; but it must not be reported again and again meanwhile.
                 self.register(ready.token, Registered::Nothing);
             }
-            Phase::Serving(_) | Phase::Handover(_) if ready.readable => self.read(ready.token),
+            Phase::Serving(_) | Phase::Handover(_) if ready.readable => {
+                self.read(ready.token);
+            }
             Phase::Serving(_) | Phase::Handover(_) => {}
         }
     }
 
-    /// Reads once, and gives a turn if anything came.
-    fn read(&mut self, token: u64) {
+    /// Reads once, and gives a turn if anything came; says whether it did.
+    fn read(&mut self, token: u64) -> bool {
         let Some(connection) = self.connections.find(token) else {
-            return;
+            return false;
         };
         if connection.inbox.end().is_some() {
-            return;
+            return false;
         }
         let mut bytes_came = false;
         match socket::receive(&connection.socket, &mut self.buffer, &mut self.arrived) {
@@ -255,7 +285,7 @@ impl<S: Service> Worker<S> {
                 );
                 if between_requests && connection.inbox.is_empty() && connection.outbox.is_empty() {
                     self.close(token, Cause::Peer);
-                    return;
+                    return true;
                 }
             }
             Ok(count) => {
@@ -265,7 +295,7 @@ impl<S: Service> Worker<S> {
                     .receive(&self.buffer[..count], self.arrived.drain(..));
                 if connection.inbox.handles() > MAX_HANDLES {
                     self.close(token, Cause::Broken);
-                    return;
+                    return true;
                 }
             }
             Err(error)
@@ -274,16 +304,16 @@ impl<S: Service> Worker<S> {
                     io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted
                 ) =>
             {
-                return;
+                return false;
             }
             Err(_) => connection.inbox.finish(End::Closed),
         }
         if matches!(connection.phase, Phase::Handover(_)) {
             self.hand_over(token);
-            return;
+            return true;
         }
         self.shared.counters.turn();
-        self.turn(token);
+        self.turn(token, u32::from(bytes_came));
         if bytes_came
             && let Some(status) = self.shared.status.get()
             && !status.served()
@@ -291,10 +321,13 @@ impl<S: Service> Worker<S> {
             self.shared.leave.store(true, Ordering::SeqCst);
             self.shared.bell.ring();
         }
+        true
     }
 
     /// Gives the service a turn with a client, and sends what it says.
-    fn turn(&mut self, token: u64) {
+    ///
+    /// - `requests`: how many this counts for, unless the service knows better
+    fn turn(&mut self, token: u64, requests: u32) {
         let Some(connection) = self.connections.find(token) else {
             return;
         };
@@ -309,8 +342,15 @@ impl<S: Service> Worker<S> {
             now: self.now,
             inbox: &mut connection.inbox,
             outbox: &mut connection.outbox,
+            requests,
         };
-        match logging::contain(|| service.advance(client, &mut turn)) {
+        let outcome = logging::contain(|| service.advance(client, &mut turn));
+        if self.interval != 0 && turn.requests != 0 {
+            let now = nanoseconds(self.began, turn.now);
+            let cost = self.interval.saturating_mul(turn.requests.into());
+            connection.paid = connection.paid.max(now).saturating_add(cost);
+        }
+        match outcome {
             Some(Next::Wait) => *next = Next::Wait,
             Some(_) if ended.is_some() => *next = Next::Close,
             Some(other) => *next = other,
@@ -367,7 +407,7 @@ impl<S: Service> Worker<S> {
         }
         connection.blocked = false;
         if std::mem::take(&mut connection.woken) {
-            self.turn(token);
+            self.turn(token, 0);
         } else {
             self.settle(token);
         }
@@ -379,6 +419,31 @@ impl<S: Service> Worker<S> {
             return;
         };
         let end = connection.inbox.end();
+        if connection.paid != 0
+            && end.is_none()
+            && !self.leaving
+            && matches!(
+                connection.phase,
+                Phase::Serving(Next::Idle | Next::Listen { .. } | Next::Read { .. })
+            )
+        {
+            let ahead = connection
+                .paid
+                .saturating_sub(nanoseconds(self.began, self.now));
+            // A second's worth of requests may come at once.
+            if ahead > SECOND {
+                let pause = Duration::from_nanos(ahead - SECOND);
+                connection.phase = Phase::Held(self.now + pause);
+                self.shared.complaints.request_rate.say(
+                    self.now,
+                    format_args!(
+                        "client sends more than {} requests per second, it waits for {} ms",
+                        self.shared.limits.request_rate,
+                        pause.as_millis()
+                    ),
+                );
+            }
+        }
         let (deadline, read) = match &connection.phase {
             Phase::Handover(_) => return,
             Phase::Held(resume) => (Some(*resume), false),
@@ -428,7 +493,7 @@ impl<S: Service> Worker<S> {
             if connection.blocked {
                 connection.woken = true;
             } else {
-                self.turn(token);
+                self.turn(token, 0);
             }
         }
     }
@@ -447,9 +512,12 @@ impl<S: Service> Worker<S> {
             }
             Progress::Complete(client, attributes) => {
                 // The client takes the place of the connection that brought it in all counts.
-                self.connections.remove(token);
+                let counted = self
+                    .connections
+                    .remove(token)
+                    .and_then(|connection| connection.counted);
                 match move_above(client, LOWEST_CLIENT) {
-                    Ok(client) => self.welcome(client, &attributes, None),
+                    Ok(client) => self.welcome(client, &attributes, None, counted),
                     Err(error) => {
                         log::error!("accept connection: {}", postkeep_sys::error_text(&error));
                         self.forget(Cause::Broken, false);
@@ -585,13 +653,16 @@ impl<S: Service> Worker<S> {
             }
             Phase::Held(_) => {
                 connection.phase = Phase::Serving(Next::Idle);
-                self.turn(token);
+                // What came meanwhile is looked at before anybody finds that the rest of a request took too long.
+                if !self.read(token) {
+                    self.turn(token, 0);
+                }
             }
             Phase::Serving(Next::Wait) => logging::fatal(format_args!("watchdog timeout")),
-            Phase::Serving(Next::Listen { .. }) => self.turn(token),
+            Phase::Serving(Next::Listen { .. }) => self.turn(token, 0),
             Phase::Serving(Next::Idle | Next::Read { .. } | Next::Close) => {
                 connection.inbox.finish(End::TimedOut);
-                self.turn(token);
+                self.turn(token, 0);
             }
         }
     }
@@ -633,17 +704,44 @@ impl<S: Service> Worker<S> {
         }
     }
 
-    fn shed(&mut self) {
-        let oldest = self
-            .connections
+    /// The client that can best be done without; `None` when all are being served.
+    fn candidate(&self) -> Option<Candidate> {
+        let rank = |connection: &Connection<S::Client>| match connection.phase {
+            Phase::Serving(Next::Wait) => None,
+            _ if connection.blocked => Some(Rank::Slow),
+            Phase::Serving(Next::Idle | Next::Listen { .. }) => Some(Rank::Idle),
+            Phase::Serving(_) | Phase::Handover(_) | Phase::Held(_) => Some(Rank::Slow),
+        };
+        self.connections
             .iter()
-            .filter(|(_, connection)| {
-                matches!(connection.phase, Phase::Serving(Next::Idle)) && !connection.blocked
+            .filter_map(|(token, connection)| {
+                Some((rank(connection)?, connection.last_turn, token))
             })
-            .min_by_key(|(_, connection)| connection.last_turn)
-            .map(|(token, _)| token);
-        if let Some(token) = oldest {
-            self.close(token, Cause::Shed);
-        }
+            .min()
     }
+
+    /// Closes a client that was chosen to make room, unless it has sent something meanwhile.
+    fn evict(&mut self, token: u64, since: Instant) {
+        if let Some(connection) = self.connections.find(token)
+            && connection.last_turn == since
+            && !matches!(connection.phase, Phase::Serving(Next::Wait))
+        {
+            let deaf = connection.blocked || matches!(connection.phase, Phase::Held(_));
+            // What is in the socket already has come.
+            if deaf || !self.read(token) {
+                self.close(token, Cause::Shed);
+            }
+        }
+        // Be there room or not: the control thread finds out, and begins anew if need be.
+        self.shared.room.store(true, Ordering::SeqCst);
+        self.shared.bell.ring();
+    }
+}
+
+/// Nanoseconds in a second.
+const SECOND: u64 = 1_000_000_000;
+
+fn nanoseconds(began: Instant, now: Instant) -> u64 {
+    let passed = now.saturating_duration_since(began);
+    passed.as_secs().saturating_mul(SECOND) + u64::from(passed.subsec_nanos())
 }

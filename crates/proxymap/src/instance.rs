@@ -339,8 +339,10 @@ impl Instance {
         self.last_used.load(Ordering::Relaxed)
     }
 
+    /// Closes the table as soon as nobody is in it; clients ask for another instance from now on.
     pub(crate) fn retire(&self) {
         self.retired.store(true, Ordering::Relaxed);
+        self.current.store(Arc::new(Current::Unopened));
     }
 
     pub(crate) fn is_retired(&self) -> bool {

@@ -25,6 +25,7 @@ use postkeep_wire::proxymap::{
     Function, Generation, Operation, Request, RequestScanner, Scanned, Status, reply_bad,
     reply_failure, reply_lookup, reply_open, reply_sequence, reply_unknown, reply_update,
 };
+use postkeep_wire::scan::Limits;
 
 use crate::approve::canonical;
 use crate::instance::{Current, Instance, opening_flags};
@@ -114,9 +115,38 @@ impl Work {
             found: Found::default(),
         }
     }
+
+    fn ask(&self) -> Ask<'_> {
+        Ask {
+            operation: self.operation,
+            step: self.step,
+            flags: self.flags,
+            key: &self.key,
+            value: &self.value,
+        }
+    }
 }
 
 impl Job {
+    /// The same number for all jobs on the same table: what they share the threads by.
+    pub fn share(&self) -> usize {
+        Arc::as_ptr(&self.instance.counters).addr()
+    }
+
+    /// Nobody can do the work now: the client is told to try again, without the table being asked.
+    pub fn put_off(self) -> Done {
+        let Self { work, instance, .. } = self;
+        let flags = reply_flags(&instance.current(), work.generation, &work.ask());
+        instance.counters.count(work.operation, Status::Retry);
+        Done {
+            work,
+            instance,
+            status: Status::Retry,
+            flags,
+            fatal: None,
+        }
+    }
+
     /// Does the work; may take long.
     pub fn run(self) -> Done {
         let Self {
@@ -164,6 +194,8 @@ struct Recent {
 #[derive(Debug)]
 pub struct Conversation {
     stream: Arc<str>,
+    /// Lists that were looked at, since somebody asked.
+    requests: u32,
     scanner: RequestScanner,
     /// Until when the request at hand must be there.
     deadline: Option<Duration>,
@@ -217,9 +249,15 @@ impl Conversation {
     /// - `stream`: the connection in log lines: `proxymap socket`, with the service's name in master.cf
     /// - `default`: how to answer when a request breaks off too early to tell
     pub fn new(stream: Arc<str>, default: Generation) -> Self {
+        Self::with_limits(stream, default, Limits::default())
+    }
+
+    /// The same, with other limits of what a client may send.
+    pub fn with_limits(stream: Arc<str>, default: Generation, limits: Limits) -> Self {
         Self {
             stream,
-            scanner: RequestScanner::new(default),
+            requests: 0,
+            scanner: RequestScanner::with_limits(default, limits),
             deadline: None,
             busy: false,
             recent: Vec::new(),
@@ -286,6 +324,7 @@ impl Conversation {
                 ),
             };
             self.deadline = None;
+            self.requests = self.requests.saturating_add(1);
             // Nobody sends descriptors to this service; one that came is closed here.
             drop(inbox.consume(consumed));
             if let Some(job) = job {
@@ -293,6 +332,11 @@ impl Conversation {
                 return Action::Run(job);
             }
         }
+    }
+
+    /// How many requests, good and bad, this client has sent since this was called last.
+    pub fn take_requests(&mut self) -> u32 {
+        std::mem::take(&mut self.requests)
     }
 
     /// Writes the reply to the request whose job was run; step again after that.

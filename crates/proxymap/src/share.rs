@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use postkeep_table::{Flags, Opener};
+use postkeep_wire::diagnostics::{Shown, Throttle};
 use postkeep_wire::proxymap::Generation;
 
 use crate::approve::Approved;
@@ -24,8 +25,11 @@ pub struct Settings {
     /// How long a table that could not be opened is left alone before the next attempt.
     pub retry_open: Duration,
     /// How many instances one name may have; the one that was idle longest makes room. Clients choose the
-    /// flags, so this is what bounds the number of open tables.
+    /// flags.
     pub instances: usize,
+    /// `postkeep_open_table_limit`: how many instances all names may have together; the one that was idle longest
+    /// makes room.
+    pub open_tables: usize,
     /// `daemon_table_open_error_is_fatal`: a table that cannot be opened ends the process.
     pub open_error_is_fatal: bool,
     /// How many failures to open are logged as errors, the others being warnings.
@@ -40,6 +44,7 @@ impl Default for Settings {
         Self {
             retry_open: Duration::from_secs(5),
             instances: 16,
+            open_tables: 4096,
             open_error_is_fatal: false,
             error_lines: 12,
         }
@@ -53,9 +58,23 @@ pub(crate) struct Environment {
     pub(crate) opener: Arc<dyn Opener>,
     pub(crate) observer: Arc<dyn Observer>,
     errors: AtomicU32,
+    /// The line that says that there are too many ways to open tables.
+    crowded: Mutex<Throttle>,
 }
 
 impl Environment {
+    /// Logs that a table made room.
+    fn log_crowded(&self, now: Duration, text: std::fmt::Arguments<'_>) {
+        let admitted = self
+            .crowded
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .admit(now);
+        if let Some(held_back) = admitted {
+            log::warn!("{text}{held_back}");
+        }
+    }
+
     /// Logs why a table could not be opened.
     pub(crate) fn log_open_error(&self, reason: &str) {
         if self.errors.fetch_add(1, Ordering::Relaxed) < self.settings.error_lines {
@@ -72,14 +91,14 @@ pub(crate) struct Entry {
     name: Box<[u8]>,
     counters: Arc<Counters>,
     instances: ArcSwap<Vec<Arc<Instance>>>,
-    /// Held while the list of instances is replaced.
-    adding: Mutex<()>,
 }
 
 /// All tables of a service process, shared by its workers.
 pub struct Tables {
     entries: HashMap<Box<[u8]>, Entry>,
     pub(crate) environment: Environment,
+    /// Held while a list of instances is replaced.
+    adding: Mutex<()>,
 }
 
 impl std::fmt::Debug for Tables {
@@ -109,7 +128,6 @@ impl Tables {
                 name: name.into(),
                 counters: Arc::default(),
                 instances: ArcSwap::default(),
-                adding: Mutex::default(),
             };
             (Box::from(name), entry)
         };
@@ -121,7 +139,9 @@ impl Tables {
                 opener,
                 observer,
                 errors: AtomicU32::new(0),
+                crowded: Mutex::default(),
             },
+            adding: Mutex::default(),
         }
     }
 
@@ -189,7 +209,7 @@ impl Tables {
             return instance;
         }
         // The list is replaced as a whole, so it is in order even if somebody panicked here.
-        let _adding = entry.adding.lock().unwrap_or_else(PoisonError::into_inner);
+        let _adding = self.adding.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(instance) = find() {
             return instance;
         }
@@ -201,13 +221,48 @@ impl Tables {
             Arc::clone(&entry.counters),
         ));
         instance.touch(now);
+        let settings = &self.environment.settings;
+        while self.instances() >= settings.open_tables.max(1) {
+            let idle = self
+                .entries
+                .values()
+                .filter_map(|entry| {
+                    let instances = entry.instances.load();
+                    let idle = instances
+                        .iter()
+                        .min_by_key(|instance| instance.last_used())?;
+                    Some((idle.last_used(), entry, Arc::clone(idle)))
+                })
+                .min_by_key(|(last_used, ..)| *last_used);
+            let Some((_, entry, idle)) = idle else { break };
+            self.environment.log_crowded(
+                now,
+                format_args!(
+                    "open table limit reached: {} tables are open, {} is closed to make room; \
+                     to raise this limit: postkeep_open_table_limit",
+                    self.instances(),
+                    Shown::new(&entry.name)
+                ),
+            );
+            let rest = entry.instances.load();
+            let rest = rest.iter().filter(|other| !Arc::ptr_eq(other, &idle));
+            entry.instances.store(Arc::new(rest.cloned().collect()));
+            idle.retire();
+        }
         let mut instances = entry.instances.load().to_vec();
-        while instances.len() >= self.environment.settings.instances.max(1) {
+        while instances.len() >= settings.instances.max(1) {
             let idle = (0..instances.len()).min_by_key(|&index| instances[index].last_used());
-            match idle {
-                Some(idle) => instances.swap_remove(idle).retire(),
-                None => break,
-            }
+            let Some(idle) = idle else { break };
+            self.environment.log_crowded(
+                now,
+                format_args!(
+                    "open table limit reached: {} is open in {} ways, the one that is idle for longest is closed \
+                     to make room; this limit is fixed",
+                    Shown::new(&entry.name),
+                    instances.len(),
+                ),
+            );
+            instances.swap_remove(idle).retire();
         }
         instances.push(Arc::clone(&instance));
         entry.instances.store(Arc::new(instances));

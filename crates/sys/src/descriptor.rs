@@ -102,6 +102,21 @@ pub fn move_above(descriptor: OwnedFd, lowest: RawFd) -> io::Result<OwnedFd> {
     Ok(rustix::io::fcntl_dupfd_cloexec(&descriptor, lowest)?)
 }
 
+/// As [`move_above`], but when there is no room up there the descriptor comes back as it was.
+///
+/// # Errors
+/// fcntl(2) failed.
+pub fn try_move_above(descriptor: OwnedFd, lowest: RawFd) -> Result<OwnedFd, (io::Error, OwnedFd)> {
+    use std::os::fd::AsRawFd;
+    if descriptor.as_raw_fd() >= lowest {
+        return Ok(descriptor);
+    }
+    match rustix::io::fcntl_dupfd_cloexec(&descriptor, lowest) {
+        Ok(moved) => Ok(moved),
+        Err(error) => Err((error.into(), descriptor)),
+    }
+}
+
 /// Makes reads and writes of a descriptor return at once, or wait.
 ///
 /// The setting is shared by all processes that have the same open file.

@@ -17,7 +17,7 @@ use std::collections::HashSet;
 use std::fmt;
 use std::ops::Range;
 
-use crate::diagnostics::{Diagnostics, Shown};
+use crate::diagnostics::{Diagnostics, Shown, Size};
 use crate::duplex::End;
 use crate::encode::{Encoding, before_nul};
 
@@ -476,9 +476,10 @@ impl Scanner {
         if self.attributes > self.limits.attributes {
             let limit = self.limits.attributes;
             let name = call.name;
-            call.warn(format_args!(
-                "attribute count exceeds limit {limit} in input from {name}"
-            ));
+            call.diagnostics.exceeded(
+                Size::Attributes,
+                format_args!("attribute count exceeds limit {limit} in input from {name}"),
+            );
             return Err(self.failed(Failure::Limit));
         }
         let text = before_nul(self.bytes(&self.name, call.input));

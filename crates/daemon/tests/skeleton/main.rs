@@ -2,5 +2,6 @@
 #![expect(clippy::unwrap_used, reason = "what goes wrong here fails a test")]
 
 mod harness;
+mod limits;
 mod serve;
 mod start;

@@ -473,7 +473,7 @@ fn cpu_ticks(daemon: &Daemon) -> u64 {
     fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap()
 }
 
-fn wait_until(mut condition: impl FnMut() -> bool) {
+pub fn wait_until(mut condition: impl FnMut() -> bool) {
     let limit = Instant::now() + Duration::from_secs(5);
     while !condition() {
         assert!(Instant::now() < limit, "waited in vain");

@@ -17,9 +17,12 @@ use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use log::{debug, warn};
-use postkeep_conf::{Catalog, Common, Dictionary, Error, Release, Sink, StrParameter};
-use postkeep_daemon::blocking::Pool;
+use postkeep_conf::{
+    Catalog, Common, Dictionary, Error, IntParameter, Release, Sink, StrParameter,
+};
+use postkeep_daemon::blocking::{Full, Pool, PoolLimits};
 use postkeep_daemon::configuration::LogSink;
+use postkeep_daemon::limits::{ATTRIBUTE_COUNT, ATTRIBUTE_SIZE, Complaint, REQUEST_SIZE};
 use postkeep_daemon::{
     Attributes, Next, Program, Requirement, Service, Setup, Turn, Waker, logging,
 };
@@ -31,9 +34,11 @@ use postkeep_proxymap::share::{Settings, Tables};
 use postkeep_proxymap::watch::{Observer, Stat};
 use postkeep_sys::error_text;
 use postkeep_tables::{Caller, Context, Registry};
+use postkeep_wire::diagnostics::{Diagnostics, Size};
 use postkeep_wire::duplex::Outbox;
 use postkeep_wire::protocol;
 use postkeep_wire::proxymap::Generation;
+use postkeep_wire::scan;
 
 use super::announce::{Greeting, Policy, Turn as Greeted};
 
@@ -54,6 +59,8 @@ pub(crate) fn run(name: &OsStr, arguments: &[OsString]) -> ExitCode {
 struct ProxymapProgram {
     policy: Option<Policy>,
     prepared: Option<(Role, Approved)>,
+    pool: PoolLimits,
+    open_tables: usize,
 }
 
 impl ProxymapProgram {
@@ -74,6 +81,22 @@ impl ProxymapProgram {
             )?;
         }
         self.policy = Some(super::read_policy(dictionary, sink)?);
+        let mut number = |name, default: usize, max| {
+            let parameter = IntParameter {
+                name,
+                default: i32::try_from(default).unwrap_or(i32::MAX),
+                min: 1,
+                max,
+            };
+            let value = dictionary.int(&parameter, &mut *sink)?;
+            Ok(usize::try_from(value).unwrap_or(1))
+        };
+        let default = PoolLimits::default();
+        let threads = number(SLOW_THREADS, default.threads, 1024)?;
+        let waiting = number(SLOW_LOOKUPS, default.waiting, 0)?;
+        self.pool = PoolLimits::new(threads, waiting);
+        self.pool.share_threads = number(TABLE_THREADS, self.pool.share_threads, 0)?;
+        self.open_tables = number(OPEN_TABLES, Settings::default().open_tables, 0)?;
         Ok(())
     }
 
@@ -147,6 +170,7 @@ impl Program for ProxymapProgram {
             Arc::new(DiskObserver),
             Settings {
                 open_error_is_fatal: setup.common.daemon_table_open_error_is_fatal,
+                open_tables: self.open_tables,
                 ..Settings::default()
             },
         ));
@@ -155,7 +179,9 @@ impl Program for ProxymapProgram {
         }
         Proxymap {
             tables,
-            pool: Pool::default(),
+            pool: Pool::with_limits(self.pool),
+            requests: setup.limits.requests,
+            complaints: Complaints::default(),
             policy: self.policy.unwrap_or(Policy::Always),
             stream: setup.stream_name().into(),
             generation: if setup.dictionary.release() >= Release::V3_11 {
@@ -251,6 +277,9 @@ impl Observer for DiskObserver {
 struct Proxymap {
     tables: Arc<Tables>,
     pool: Pool,
+    /// What a client may send at most.
+    requests: scan::Limits,
+    complaints: Complaints,
     policy: Policy,
     stream: Arc<str>,
     /// For requests that break off before they say what they are.
@@ -272,24 +301,94 @@ struct Client {
 /// An operation that may wait, and where its outcome will be.
 type Errand = Arc<Mutex<Option<Done>>>;
 
-impl Proxymap {
-    /// Has a job done elsewhere; false when nobody can take it.
-    fn send_away(&self, client: &mut Client, job: Job) -> bool {
-        let errand = Errand::default();
-        let messenger = Messenger {
-            errand: Some(Arc::clone(&errand)),
-            waker: client.waker.clone(),
+/// Names of parameters.
+const SLOW_LOOKUPS: &str = "postkeep_slow_lookup_limit";
+const SLOW_THREADS: &str = "postkeep_slow_lookup_threads";
+const TABLE_THREADS: &str = "postkeep_slow_table_threads";
+const OPEN_TABLES: &str = "postkeep_open_table_limit";
+
+/// The lines about clients that go beyond a limit.
+#[derive(Debug)]
+struct Complaints {
+    name_size: Complaint,
+    attribute_size: Complaint,
+    attribute_count: Complaint,
+    request_size: Complaint,
+    slow_lookups: Complaint,
+    slow_table: Complaint,
+}
+
+impl Default for Complaints {
+    fn default() -> Self {
+        Self {
+            name_size: Complaint::new("it is fixed"),
+            attribute_size: Complaint::new(ATTRIBUTE_SIZE),
+            attribute_count: Complaint::new(ATTRIBUTE_COUNT),
+            request_size: Complaint::new(REQUEST_SIZE),
+            slow_lookups: Complaint::new(SLOW_LOOKUPS),
+            slow_table: Complaint::new("postkeep_slow_lookup_limit, postkeep_slow_table_threads"),
+        }
+    }
+}
+
+/// Logs the warnings about one client, with bounds on those that anybody can cause without end.
+struct ToLog<'a> {
+    complaints: &'a Complaints,
+    now: Instant,
+}
+
+impl Diagnostics for ToLog<'_> {
+    fn warning(&mut self, text: fmt::Arguments<'_>) {
+        warn!("{text}");
+    }
+
+    fn exceeded(&mut self, size: Size, text: fmt::Arguments<'_>) {
+        let complaint = match size {
+            Size::Name => &self.complaints.name_size,
+            Size::Value => &self.complaints.attribute_size,
+            Size::List => &self.complaints.request_size,
+            Size::Attributes => &self.complaints.attribute_count,
         };
-        let submitted = self.pool.submit(move || messenger.deliver(job.run()));
-        match submitted {
-            Ok(()) => {
-                client.errand = Some(errand);
-                true
+        complaint.say(self.now, text);
+    }
+}
+
+impl Proxymap {
+    /// Has a job done elsewhere; it comes back when nobody can take it.
+    fn send_away(&self, client: &mut Client, job: Job, now: Instant) -> Result<(), Job> {
+        let errand = Errand::default();
+        let share = job.share();
+        let mut job = Some(job);
+        let submitted = self.pool.submit_for(share, || {
+            let messenger = Messenger {
+                errand: Some(Arc::clone(&errand)),
+                waker: client.waker.clone(),
+            };
+            let job = job.take();
+            move || {
+                if let Some(job) = job {
+                    messenger.deliver(job.run());
+                }
             }
-            Err(error) => {
-                warn!("{}: {error}", self.stream);
-                false
-            }
+        });
+        if let Err(full) = submitted {
+            let complaint = match full {
+                Full::Pool(_) => &self.complaints.slow_lookups,
+                Full::Share(_) => &self.complaints.slow_table,
+            };
+            complaint.say(
+                now,
+                format_args!("{}: {full}, clients are told to try again", self.stream),
+            );
+        }
+        client.errand = job.is_none().then_some(errand);
+        job.map_or(Ok(()), Err)
+    }
+
+    /// Writes the reply to a request that was done elsewhere, or was not.
+    fn finish(client: &mut Client, done: Done, outbox: &mut Outbox<OwnedFd>) {
+        if let Err(fatal) = client.conversation.finish(done, outbox) {
+            logging::fatal(format_args!("{fatal}"));
         }
     }
 }
@@ -351,7 +450,11 @@ impl Service for Proxymap {
         greeting.turn(false, Instant::now(), outbox.buffer());
         Client {
             greeting,
-            conversation: Conversation::new(Arc::clone(&self.stream), self.generation),
+            conversation: Conversation::with_limits(
+                Arc::clone(&self.stream),
+                self.generation,
+                self.requests,
+            ),
             waker,
             errand: None,
         }
@@ -373,39 +476,44 @@ impl Service for Proxymap {
                     return Next::Wait;
                 }
                 Progress::Lost => return Next::Close,
-                Progress::Back(done) => {
-                    if let Err(fatal) = client.conversation.finish(done, turn.outbox) {
-                        logging::fatal(format_args!("{fatal}"));
-                    }
-                }
+                Progress::Back(done) => Self::finish(client, done, turn.outbox),
             }
         }
-        let action = client.conversation.step(
-            turn.now.saturating_duration_since(self.epoch),
-            turn.inbox,
-            turn.outbox,
-            &self.tables,
-            &mut |text: fmt::Arguments<'_>| warn!("{text}"),
-        );
-        match action {
-            Action::Idle => Next::Idle,
-            Action::Read(until) => Next::Read {
-                until: self.epoch + until,
-            },
-            Action::Run(job) => {
-                if self.send_away(client, job) {
+        let mut diagnostics = ToLog {
+            complaints: &self.complaints,
+            now: turn.now,
+        };
+        let mut requests = 0u32;
+        loop {
+            let action = client.conversation.step(
+                turn.now.saturating_duration_since(self.epoch),
+                turn.inbox,
+                turn.outbox,
+                &self.tables,
+                &mut diagnostics,
+            );
+            requests = requests.saturating_add(client.conversation.take_requests());
+            turn.requests = turn.requests.max(requests);
+            return match action {
+                Action::Idle => Next::Idle,
+                Action::Read(until) => Next::Read {
+                    until: self.epoch + until,
+                },
+                Action::Run(job) => match self.send_away(client, job, turn.now) {
+                    Ok(()) => Next::Wait,
+                    Err(job) => {
+                        Self::finish(client, job.put_off(), turn.outbox);
+                        continue;
+                    }
+                },
+                Action::Close => Next::Close,
+                Action::Flush if turn.inbox.end().is_none() => Next::Listen { until: turn.now },
+                // After the end of input anything but waiting would be the last turn.
+                Action::Flush => {
+                    client.waker.wake();
                     Next::Wait
-                } else {
-                    Next::Close
                 }
-            }
-            Action::Close => Next::Close,
-            Action::Flush if turn.inbox.end().is_none() => Next::Listen { until: turn.now },
-            // After the end of input anything but waiting would be the last turn.
-            Action::Flush => {
-                client.waker.wake();
-                Next::Wait
-            }
+            };
         }
     }
 }

@@ -1,6 +1,6 @@
 //! The server's side: scanning requests, writing replies.
 
-use crate::diagnostics::{Diagnostics, Shown};
+use crate::diagnostics::{Diagnostics, Shown, Size};
 use crate::duplex::End;
 use crate::encode::{Encoding, ListWriter};
 use crate::number::low_int;
@@ -175,9 +175,10 @@ impl RequestScanner {
                 self.strays += 1;
                 if self.strays > self.patience {
                     let limit = self.patience;
-                    diagnostics.warning(format_args!(
-                        "attribute count exceeds limit {limit} in input from {name}"
-                    ));
+                    diagnostics.exceeded(
+                        Size::Attributes,
+                        format_args!("attribute count exceeds limit {limit} in input from {name}"),
+                    );
                     Scanned::Unusable { operation: None }
                 } else {
                     Scanned::NoRequest { consumed }

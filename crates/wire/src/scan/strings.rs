@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use crate::base64;
-use crate::diagnostics::Shown;
+use crate::diagnostics::{Shown, Size};
 use crate::duplex::End;
 use crate::encode::{Encoding, before_nul};
 
@@ -172,21 +172,22 @@ impl Scanner {
     }
 
     fn excess(&self, context: &str, call: &mut Call<'_>) -> Progress {
-        let (what, longest) = if context == ATTRIBUTE_NAME {
-            ("name", self.limits.name)
+        let (size, what, longest) = if context == ATTRIBUTE_NAME {
+            (Size::Name, "name", self.limits.name)
         } else {
-            ("value", self.limits.value)
+            (Size::Value, "value", self.limits.value)
         };
         // Whichever limit comes first in the stream, so that it does not matter how the input was cut.
-        let (what, longest) = if self.position.saturating_add(longest) <= self.limits.list {
-            (what, longest)
+        let (size, what, longest) = if self.position.saturating_add(longest) <= self.limits.list {
+            (size, what, longest)
         } else {
-            ("list", self.limits.list)
+            (Size::List, "list", self.limits.list)
         };
         let name = call.name;
-        call.warn(format_args!(
-            "attribute {what} length exceeds limit {longest} in input from {name}"
-        ));
+        call.diagnostics.exceeded(
+            size,
+            format_args!("attribute {what} length exceeds limit {longest} in input from {name}"),
+        );
         self.failed(Failure::Limit)
     }
 }

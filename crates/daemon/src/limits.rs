@@ -1,0 +1,197 @@
+//! What clients may take up at most, and the lines that say so.
+//!
+//! Each limit is a parameter. Beyond it a client is turned away, held back, or makes room, as the parameter's
+//! description says, and a line tells which limit it was, how far it went and what raises it: the first at once,
+//! then one a minute.
+
+use std::fmt;
+use std::sync::{Mutex, OnceLock, PoisonError};
+use std::time::Instant;
+
+use postkeep_conf::{Dictionary, Error, IntParameter, Sink};
+use postkeep_wire::diagnostics::Throttle;
+use postkeep_wire::scan;
+
+/// The limits of a process, from parameters of its own (postkeep-proxymap(8)).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// `postkeep_client_limit`: connections at one time; zero: as many as there are descriptors. Beyond it the
+    /// client that has been idle for longest makes room.
+    pub clients: usize,
+    /// `postkeep_user_client_limit`: connections of one user at one time, as far as the kernel tells who
+    /// connects; zero: no limit of its own. Beyond it a new connection is closed.
+    pub user_clients: usize,
+    /// `postkeep_request_rate_limit`: requests per second of one client, after a second's worth of them at once;
+    /// zero: no limit. Beyond it the client waits for its next slot.
+    pub request_rate: u32,
+    /// `postkeep_attribute_size_limit`, `postkeep_attribute_count_limit` and `postkeep_request_size_limit`.
+    /// Beyond them the connection ends.
+    pub requests: scan::Limits,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            clients: 100_000,
+            user_clients: 50_000,
+            request_rate: 200_000,
+            requests: scan::Limits::default(),
+        }
+    }
+}
+
+/// The longest text that a log line or a command line could still show; smaller limits would refuse clients of
+/// Postfix.
+const SMALLEST_SIZE: i32 = 4096;
+/// More attributes than any request has.
+const FEWEST_ATTRIBUTES: i32 = 16;
+
+impl Limits {
+    /// Reads the parameters.
+    ///
+    /// # Errors
+    /// A value that is no number, or outside its range.
+    pub fn read(dictionary: &mut Dictionary, sink: &mut dyn Sink) -> Result<Self, Error> {
+        let default = Self::default();
+        let mut number = |name, default: usize, min| {
+            let parameter = IntParameter {
+                name,
+                default: i32::try_from(default).unwrap_or(i32::MAX),
+                min,
+                max: 0,
+            };
+            let value = dictionary.int(&parameter, &mut *sink)?;
+            Ok(usize::try_from(value).unwrap_or(0))
+        };
+        let clients = number(CLIENTS, default.clients, 0)?;
+        let user_clients = number(USER_CLIENTS, default.user_clients, 0)?;
+        let rate = number(REQUEST_RATE, default.request_rate as usize, 0)?;
+        let value = number(ATTRIBUTE_SIZE, default.requests.value, SMALLEST_SIZE)?;
+        let attributes = number(
+            ATTRIBUTE_COUNT,
+            default.requests.attributes,
+            FEWEST_ATTRIBUTES,
+        )?;
+        let list = number(REQUEST_SIZE, default.requests.list, SMALLEST_SIZE)?;
+        Ok(Self {
+            clients,
+            user_clients,
+            request_rate: u32::try_from(rate).unwrap_or(u32::MAX),
+            requests: scan::Limits {
+                name: default.requests.name,
+                value,
+                list,
+                attributes,
+            },
+        })
+    }
+}
+
+pub(crate) const CLIENTS: &str = "postkeep_client_limit";
+pub(crate) const USER_CLIENTS: &str = "postkeep_user_client_limit";
+pub(crate) const REQUEST_RATE: &str = "postkeep_request_rate_limit";
+/// The parameter of [`scan::Limits::value`].
+pub const ATTRIBUTE_SIZE: &str = "postkeep_attribute_size_limit";
+/// The parameter of [`scan::Limits::attributes`].
+pub const ATTRIBUTE_COUNT: &str = "postkeep_attribute_count_limit";
+/// The parameter of [`scan::Limits::list`].
+pub const REQUEST_SIZE: &str = "postkeep_request_size_limit";
+
+/// The line of one limit: a warning at the first time, then at most one a minute.
+#[derive(Debug)]
+pub struct Complaint {
+    remedy: &'static str,
+    throttle: Mutex<Throttle>,
+}
+
+impl Complaint {
+    /// - `remedy`: what raises the limit, usually the name of a parameter
+    pub const fn new(remedy: &'static str) -> Self {
+        Self {
+            remedy,
+            throttle: Mutex::new(Throttle::new()),
+        }
+    }
+
+    /// Somebody has gone beyond the limit; `text` says who, and how far.
+    pub fn say(&self, now: Instant, text: fmt::Arguments<'_>) {
+        static ZERO: OnceLock<Instant> = OnceLock::new();
+        let now = now.saturating_duration_since(*ZERO.get_or_init(|| now));
+        let admitted = self
+            .throttle
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .admit(now);
+        if let Some(held_back) = admitted {
+            log::warn!("{text}; to raise this limit: {}{held_back}", self.remedy);
+        }
+    }
+}
+
+/// The lines of the skeleton's own limits.
+#[derive(Debug)]
+pub(crate) struct Complaints {
+    pub(crate) clients: Complaint,
+    pub(crate) user_clients: Complaint,
+    pub(crate) request_rate: Complaint,
+    pub(crate) descriptors: Complaint,
+}
+
+impl Default for Complaints {
+    fn default() -> Self {
+        Self {
+            clients: Complaint::new(CLIENTS),
+            user_clients: Complaint::new(USER_CLIENTS),
+            request_rate: Complaint::new(REQUEST_RATE),
+            descriptors: Complaint::new("the number of open files that the system allows"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use postkeep_conf::Release;
+
+    fn read(text: &[u8]) -> Result<Limits, String> {
+        let mut dictionary = Dictionary::new(Release::default(), b"/etc/postfix");
+        dictionary.load(text, "main.cf", &mut Vec::new()).unwrap();
+        Limits::read(&mut dictionary, &mut Vec::new()).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn defaults_are_what_nothing_else_is_said() {
+        assert_eq!(read(b""), Ok(Limits::default()));
+    }
+
+    #[test]
+    fn each_parameter_sets_its_limit() {
+        let limits = read(
+            b"postkeep_client_limit = 1\npostkeep_user_client_limit = 2\n\
+              postkeep_request_rate_limit = 3\npostkeep_attribute_size_limit = 5000\n\
+              postkeep_attribute_count_limit = 17\npostkeep_request_size_limit = 6000\n",
+        )
+        .unwrap();
+        assert_eq!(
+            (limits.clients, limits.user_clients, limits.request_rate),
+            (1, 2, 3)
+        );
+        let requests = limits.requests;
+        assert_eq!(
+            (requests.value, requests.attributes, requests.list),
+            (5000, 17, 6000)
+        );
+    }
+
+    #[test]
+    fn values_that_no_client_could_live_with_are_refused() {
+        for text in [
+            &b"postkeep_attribute_size_limit = 4095\n"[..],
+            b"postkeep_attribute_count_limit = 15\n",
+            b"postkeep_request_size_limit = 0\n",
+            b"postkeep_request_rate_limit = many\n",
+        ] {
+            assert!(read(text).is_err(), "{}", String::from_utf8_lossy(text));
+        }
+    }
+}
