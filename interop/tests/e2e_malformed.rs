@@ -702,6 +702,8 @@ fn start(implementation: Implementation, service: &str) -> Result<Option<StandIn
         .parameter("max_use", "1000000")
         .parameter("ipc_timeout", "1s")
         .parameter("connection_cache_ttl_limit", "10s")
+        // The far ends of the sessions here are closed, and compared is what is said about requests.
+        .parameter("postkeep_connection_cache_liveness", "no")
         .parameter(
             "proxy_read_maps",
             "proxy:static:yes proxy:inline:{a=1} proxy:fail:x proxy:nosuch:x proxy:x: \

@@ -286,8 +286,8 @@ fn a_connection_is_parked_and_taken_back() {
         "mail",
     ]);
 
-    // What is said at one end comes out at the other: it is the same connection.
-    far.write_all(b"first ").unwrap();
+    // What is said at one end comes out at the other: it is the same connection. Had the far end spoken before
+    // it was found, it would not be handed out.
     let echo = thread::spawn(move || {
         let mut heard = String::new();
         far.read_to_string(&mut heard).unwrap();
@@ -295,7 +295,7 @@ fn a_connection_is_parked_and_taken_back() {
     });
     let found = serve.call(&["scache", "find-destination", "example.test"], "hello");
     echo.join().unwrap();
-    assert_eq!(String::from_utf8_lossy(&found.stdout), "first heard hello");
+    assert_eq!(String::from_utf8_lossy(&found.stdout), "heard hello");
     assert_eq!(
         String::from_utf8_lossy(&found.stderr),
         "destination property: by name\nproperty: warm\n"
@@ -312,7 +312,12 @@ fn a_connection_is_parked_and_taken_back() {
     // To a command, which gets it as standard input and output.
     serve.ask(&save);
     let (mut far, _) = listener.accept().unwrap();
-    far.write_all(b"for the command\n").unwrap();
+    let answer = thread::spawn(move || {
+        let mut heard = [0; 3];
+        far.read_exact(&mut heard).unwrap();
+        far.write_all(b"for the command\n").unwrap();
+        far
+    });
     let found = serve.call(
         &[
             "scache",
@@ -321,13 +326,13 @@ fn a_connection_is_parked_and_taken_back() {
             "--",
             "sh",
             "-c",
-            "read line; echo \"$line\"; exit 7",
+            "echo hi; read line; echo \"$line\"; exit 7",
         ],
         "",
     );
     assert_eq!(found.status.code(), Some(7));
     let mut heard = String::new();
-    far.read_to_string(&mut heard).unwrap();
+    answer.join().unwrap().read_to_string(&mut heard).unwrap();
     assert_eq!(heard, "for the command\n");
 
     // What is in the cache at the end is closed.

@@ -1,35 +1,47 @@
 //! The cache itself: destinations, endpoints, sessions, and when they expire.
 
+mod bindings;
+
 use std::collections::HashMap;
 use std::collections::hash_map::RandomState;
 use std::fmt;
-use std::hash::BuildHasher;
-use std::sync::Arc;
 use std::time::Duration;
 
-use crate::limits::Limits;
+use crate::ended::{Cause, Counters, Death, Ended, Unfit};
+use crate::labels::Labels;
+use crate::limits::{Limits, Order, Rules};
 use crate::slab::{NONE, Slab};
 use crate::statistics::Statistics;
-use crate::timers::{Due, Positions, Timers};
+use crate::timers::{Positions, Timers};
+
+/// Records whose time is up that one operation takes out at most.
+const STEP: usize = 32;
+/// The same for [`Cache::expire`], whose caller has nothing else to do.
+const BATCH: usize = 256;
 
 /// Open connections kept for re-use.
 ///
 /// Two tables that know nothing of each other: **sessions** under the label of their endpoint, and
 /// **bindings** from the label of a destination to the label of an endpoint. A binding may name an endpoint
-/// without sessions; sessions need no binding. Labels and properties are opaque bytes, compared in full.
+/// without sessions; sessions need no binding. Labels and properties are opaque bytes, compared in full; only
+/// [`Goodbyes`](crate::Goodbyes) looks at the beginning of a label.
 ///
 /// `H` is the connection, an `OwnedFd` in the daemon. The cache owns what it holds; dropping the cache
 /// drops every handle.
 ///
 /// # Time
 /// `now` is the caller's monotonic clock, counted from any moment the caller likes. Something saved at `t`
-/// with time to live `n` is there before `t + n` and is not there any more from `t + n` on, exactly. (The
+/// with time to live `n` is found before `t + n` and is not found any more from `t + n` on, exactly. (The
 /// reference counts whole seconds of the time of day, so that a lifetime of `n` seconds is anything between
 /// `n - 1` and `n + 1`, and moves with each step of that clock.) A clock that goes back is taken to stand
 /// still.
 ///
-/// Handles that expire are not dropped where the lock on the cache is held: they wait for
-/// [`Cache::expire`] or [`Cache::take_expired`].
+/// # Ends
+/// A session that ends in the cache, by its time, by a limit or because its far end has ended it, is never
+/// dropped where the lock on the cache is held: it waits, with the cause and with what is to be said to the
+/// far end, for [`Cache::take_ended`] or [`Cache::expire`]. Of the records whose time is up each operation
+/// takes out a few only, so that thousands that are due at once stall nobody; those that are still there until
+/// then are not found, but they are counted in the sizes.
 ///
 /// # Cost
 /// Saving and finding a session take logarithmic time in the number of records and one copy of the
@@ -39,7 +51,7 @@ use crate::timers::{Due, Positions, Timers};
 /// # References
 /// Postfix `src/global/scache_multi.c`.
 pub struct Cache<H> {
-    limits: Limits,
+    rules: Rules,
     endpoints: Labels<Endpoint>,
     destinations: Labels<Destination>,
     sessions: Slab<Session<H>>,
@@ -47,12 +59,39 @@ pub struct Cache<H> {
     /// Hash of destination, endpoint and property to the first binding of that hash.
     same: HashMap<u64, u32>,
     hasher: RandomState,
-    timers: Timers,
+    session_timers: Timers,
+    binding_timers: Timers,
     clock: u64,
+    generation: u32,
     live_endpoints: usize,
     bytes: usize,
-    expired: Vec<H>,
+    ended: Vec<Ended<H>>,
     statistics: Statistics,
+    counters: Counters,
+}
+
+/// Names a session for as long as it is in the cache; never means another one later (but after four thousand
+/// million saves). The upper half of its token is never zero.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SessionId {
+    number: u32,
+    generation: u32,
+}
+
+impl SessionId {
+    /// The same as a number, for systems that know nothing else.
+    pub fn token(self) -> u64 {
+        u64::from(self.generation) << 32 | u64::from(self.number)
+    }
+
+    /// Back from [`SessionId::token`]; any number will do.
+    pub fn from_token(token: u64) -> Self {
+        let half = |half: u64| u32::try_from(half & u64::from(u32::MAX)).unwrap_or(NONE);
+        Self {
+            number: half(token),
+            generation: half(token >> 32),
+        }
+    }
 }
 
 /// A session that was found, and is not in the cache any more.
@@ -79,16 +118,10 @@ pub struct FoundDestination<H> {
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum SaveError<H> {
-    /// A limit is reached (ours; Postfix sets none): what was to be saved comes back, still open.
+    /// It is larger than the whole cache may be (ours; Postfix sets no limit): what was to be saved comes back,
+    /// still open.
     #[error("connection cache is full")]
     Full(H),
-}
-
-/// What has expired.
-#[derive(Debug, PartialEq, Eq)]
-pub struct Expired<H> {
-    /// The connections, to be dropped where it holds up nobody.
-    pub handles: Vec<H>,
 }
 
 #[derive(Debug)]
@@ -99,6 +132,8 @@ struct Session<H> {
     older: u32,
     newer: u32,
     timer: u32,
+    /// Tells it from others that have or had its number.
+    generation: u32,
 }
 
 #[derive(Debug)]
@@ -138,6 +173,9 @@ impl Default for Ends {
 #[derive(Debug, Default)]
 struct Endpoint {
     sessions: Ends,
+    count: u32,
+    /// No session expires before an older one does.
+    ordered: bool,
     /// Number of bindings that name it; it goes when there are none and no sessions either.
     named: u32,
 }
@@ -145,99 +183,64 @@ struct Endpoint {
 #[derive(Debug, Default)]
 struct Destination {
     bindings: Ends,
+    count: u32,
 }
 
-/// Labels and what is known under them; each label is stored once.
-struct Labels<T> {
-    numbers: HashMap<Arc<[u8]>, u32>,
-    records: Slab<(Arc<[u8]>, T)>,
-}
-
-impl<T: Default> Labels<T> {
-    fn new() -> Self {
-        Self {
-            numbers: HashMap::new(),
-            records: Slab::new(),
-        }
-    }
-
-    fn find(&self, label: &[u8]) -> Option<u32> {
-        self.numbers.get(label).copied()
-    }
-
-    fn intern(&mut self, label: &[u8], bytes: &mut usize) -> u32 {
-        if let Some(number) = self.find(label) {
-            return number;
-        }
-        let label: Arc<[u8]> = label.into();
-        *bytes += label.len();
-        let number = self.records.insert((Arc::clone(&label), T::default()));
-        self.numbers.insert(label, number);
-        number
-    }
-
-    fn forget(&mut self, number: u32, bytes: &mut usize) {
-        if let Some((label, _)) = self.records.remove(number) {
-            *bytes -= label.len();
-            self.numbers.remove(&label);
-            if self.numbers.is_empty() {
-                self.numbers.shrink_to(64);
-            }
-        }
+impl<H> Positions for Slab<Session<H>> {
+    fn moved(&mut self, what: u32, position: u32) {
+        self[what].timer = position;
     }
 }
 
-/// Where the timers write their positions.
-struct Records<'a, H> {
-    sessions: &'a mut Slab<Session<H>>,
-    bindings: &'a mut Slab<Binding>,
-}
-
-impl<H> Positions for Records<'_, H> {
-    fn moved(&mut self, what: Due, position: u32) {
-        match what {
-            Due::Session(number) => self.sessions[number].timer = position,
-            Due::Binding(number) => self.bindings[number].timer = position,
-        }
+impl Positions for Slab<Binding> {
+    fn moved(&mut self, what: u32, position: u32) {
+        self[what].timer = position;
     }
 }
 
 impl<H> Default for Cache<H> {
     fn default() -> Self {
-        Self::new(Limits::default())
+        Self::new(Rules::default())
     }
 }
 
 impl<H> Cache<H> {
     /// An empty cache.
-    pub fn new(limits: Limits) -> Self {
+    pub fn new(rules: Rules) -> Self {
         Self {
-            limits: limits.within_numbers(),
+            rules: Rules {
+                limits: rules.limits.within_numbers(),
+                ..rules
+            },
             endpoints: Labels::new(),
             destinations: Labels::new(),
             sessions: Slab::new(),
             bindings: Slab::new(),
             same: HashMap::new(),
             hasher: RandomState::new(),
-            timers: Timers::default(),
+            session_timers: Timers::default(),
+            binding_timers: Timers::default(),
             clock: 0,
+            generation: 0,
             live_endpoints: 0,
             bytes: 0,
-            expired: Vec::new(),
+            ended: Vec::new(),
             statistics: Statistics::default(),
+            counters: Counters::default(),
         }
     }
 
     /// Saves a session under its endpoint, for `ttl`.
     ///
-    /// Sessions are never merged: two saves for one endpoint are two sessions, found oldest first.
+    /// Sessions are never merged: two saves for one endpoint are two sessions. At a limit, those that would
+    /// expire soonest end.
     ///
     /// - `now`: the caller's monotonic clock
     /// - `ttl`: above zero; the service has already cut it to `connection_cache_ttl_limit`
     /// - `label`, `property`: opaque bytes
     ///
     /// # Errors
-    /// [`SaveError::Full`] at a limit: the session comes back, still open.
+    /// [`SaveError::Full`] when there is no room even in an empty cache: the session comes back, still open.
     ///
     /// # References
     /// scache(8) `save_endp`; Postfix `src/global/scache_multi.c`, `scache_multi_save_endp()`.
@@ -248,51 +251,56 @@ impl<H> Cache<H> {
         label: &[u8],
         property: &[u8],
         handle: H,
-    ) -> Result<(), SaveError<H>> {
-        let now = self.advance(now);
-        let room = self.limits.bytes.saturating_sub(self.bytes);
-        let known = self.endpoints.find(label).is_some();
-        let wanted = property.len() + if known { 0 } else { label.len() };
-        if self.sessions.len() >= self.limits.sessions || wanted > room {
+    ) -> Result<SessionId, SaveError<H>> {
+        let now = self.advance(now, STEP);
+        let Limits {
+            sessions: most,
+            endpoint_sessions: most_here,
+            bytes,
+            ..
+        } = self.rules.limits;
+        if most == 0 || most_here == 0 || label.len() + property.len() > bytes {
+            self.counters.refused_full += 1;
             return Err(SaveError::Full(handle));
         }
-        let endpoint = self.endpoints.intern(label, &mut self.bytes);
-        let ends = self.endpoints.records[endpoint].1.sessions;
-        let session = self.sessions.insert(Session {
-            handle,
-            property: property.into(),
-            endpoint,
-            older: ends.newest,
-            newer: NONE,
-            timer: NONE,
-        });
-        self.bytes += property.len();
-        let ends = &mut self.endpoints.records[endpoint].1.sessions;
-        if ends.newest == NONE {
-            ends.oldest = session;
-            self.live_endpoints += 1;
-        } else {
-            self.sessions[ends.newest].newer = session;
+        while let Some(endpoint) = self.endpoints.find(label)
+            && self.endpoints[endpoint].count as usize >= most_here
+        {
+            self.end(self.soonest_session(endpoint), Cause::EvictedFromEndpoint);
         }
-        ends.newest = session;
-        self.arm(due(now, ttl), Due::Session(session));
+        while self.sessions.len() >= most
+            && let Some((_, soonest)) = self.session_timers.next()
+        {
+            self.end(soonest, Cause::Evicted);
+        }
+        while self.bytes + property.len() + self.endpoints.cost(label) > bytes && self.evict() {}
+        let endpoint = self.endpoints.intern(label, &mut self.bytes);
+        let session = self.append(now, due(now, ttl), endpoint, property, handle);
         self.statistics
             .saved_endpoint(self.live_endpoints, self.sessions.len());
-        Ok(())
+        Ok(session)
     }
 
-    /// Takes the oldest session of an endpoint out of the cache.
+    /// Takes a session of an endpoint out of the cache: the one that [`Rules::order`] says.
     ///
     /// `None` when there is none; either is counted in the statistics.
     ///
+    /// - `examine`: told each session that may be handed out; what it finds dead ends, and the next one is
+    ///   looked at
+    ///
     /// # References
     /// scache(8) `find_endp`; Postfix `src/global/scache_multi.c`, `scache_multi_find_endp()`.
-    pub fn find_endpoint(&mut self, now: Duration, label: &[u8]) -> Option<Found<H>> {
-        self.advance(now);
+    pub fn find_endpoint(
+        &mut self,
+        now: Duration,
+        label: &[u8],
+        examine: &mut dyn FnMut(&H) -> Option<Death>,
+    ) -> Option<Found<H>> {
+        self.advance(now, STEP);
         let found = self
             .endpoints
             .find(label)
-            .and_then(|endpoint| self.take_oldest(endpoint))
+            .and_then(|endpoint| self.take(endpoint, examine))
             .map(|session| Found {
                 handle: session.handle,
                 endpoint_property: session.property,
@@ -301,123 +309,120 @@ impl<H> Cache<H> {
         found
     }
 
-    /// Binds a destination to an endpoint, for `ttl`.
-    ///
-    /// A binding with the same endpoint and the same property only gets a new lifetime, which may be
-    /// shorter; it keeps its place. Any other is added as the newest of the destination.
-    ///
-    /// - `label`, `property`: of the destination
-    /// - `endpoint`: label of the endpoint, which need not have a session
-    ///
-    /// # Errors
-    /// [`SaveError::Full`] at a limit.
-    ///
-    /// # References
-    /// scache(8) `save_dest`; Postfix `src/global/scache_multi.c`, `scache_multi_save_dest()`.
-    pub fn save_destination(
-        &mut self,
-        now: Duration,
-        ttl: Duration,
-        label: &[u8],
-        property: &[u8],
-        endpoint: &[u8],
-    ) -> Result<(), SaveError<()>> {
-        let now = self.advance(now);
-        let destination_number = self.destinations.find(label);
-        let endpoint_number = self.endpoints.find(endpoint);
-        if let (Some(destination), Some(endpoint)) = (destination_number, endpoint_number)
-            && let Some(binding) = self.find_binding(destination, endpoint, property)
-        {
-            let mut records = Records {
-                sessions: &mut self.sessions,
-                bindings: &mut self.bindings,
-            };
-            let position = records.bindings[binding].timer;
-            self.timers.rearm(position, due(now, ttl), &mut records);
-        } else {
-            let room = self.limits.bytes.saturating_sub(self.bytes);
-            let wanted = property.len()
-                + destination_number.map_or(label.len(), |_| 0)
-                + endpoint_number.map_or(endpoint.len(), |_| 0);
-            if self.bindings.len() >= self.limits.bindings || wanted > room {
-                return Err(SaveError::Full(()));
-            }
-            let destination = self.destinations.intern(label, &mut self.bytes);
-            let endpoint = self.endpoints.intern(endpoint, &mut self.bytes);
-            self.bind(due(now, ttl), destination, endpoint, property);
-        }
-        self.statistics
-            .saved_destination(self.destinations.records.len(), self.live_endpoints);
-        Ok(())
-    }
-
-    /// Takes a session out of the cache: the oldest one of the first endpoint, in the order of the
-    /// destination's bindings, that has any.
+    /// Takes a session out of the cache: one of the first endpoint, in the order of the destination's
+    /// bindings, that has any; of that endpoint the one that [`Rules::order`] says.
     ///
     /// The binding stays, and does not live longer for it. `None` when no endpoint has a session; either is
     /// counted in the statistics, as one look-up of a destination.
     ///
+    /// - `examine`: as for [`Cache::find_endpoint`]
+    ///
     /// # References
     /// scache(8) `find_dest`; Postfix `src/global/scache_multi.c`, `scache_multi_find_dest()`.
-    pub fn find_destination(&mut self, now: Duration, label: &[u8]) -> Option<FoundDestination<H>> {
-        self.advance(now);
+    pub fn find_destination(
+        &mut self,
+        now: Duration,
+        label: &[u8],
+        examine: &mut dyn FnMut(&H) -> Option<Death>,
+    ) -> Option<FoundDestination<H>> {
+        self.advance(now, STEP);
         let mut next = self.destinations.find(label).map_or(NONE, |destination| {
-            self.destinations.records[destination].1.bindings.oldest
+            self.destinations[destination].bindings.oldest
         });
         let mut found = None;
         while next != NONE && found.is_none() {
             let (binding, endpoint) = (next, self.bindings[next].endpoint);
             next = self.bindings[next].newer;
-            found = self.take_oldest(endpoint).map(|session| FoundDestination {
-                handle: session.handle,
-                destination_property: self.bindings[binding].property.clone(),
-                endpoint_property: session.property,
-            });
+            if self.binding_timers.at(self.bindings[binding].timer) <= self.clock {
+                continue;
+            }
+            found = self
+                .take(endpoint, examine)
+                .map(|session| FoundDestination {
+                    handle: session.handle,
+                    destination_property: self.bindings[binding].property.clone(),
+                    endpoint_property: session.property,
+                });
         }
         self.statistics.looked_up_destination(found.is_some());
         found
     }
 
-    /// Removes what is due at `now`, and hands back the connections among it, together with those that
-    /// expired during earlier operations.
-    pub fn expire(&mut self, now: Duration) -> Expired<H> {
-        self.advance(now);
-        Expired {
-            handles: self.take_expired(),
-        }
+    /// The connection of a session that is in the cache.
+    pub fn handle(&self, session: SessionId) -> Option<&H> {
+        self.sessions
+            .find(session.number)
+            .filter(|found| found.generation == session.generation)
+            .map(|found| &found.handle)
     }
 
-    /// The connections that expired during earlier operations; to be taken while the cache is at hand and
-    /// dropped when it is not.
-    pub fn take_expired(&mut self) -> Vec<H> {
-        std::mem::take(&mut self.expired)
+    /// Looks at a session of which something was heard, and ends it when it is dead; false when it is not in
+    /// the cache, or alive.
+    pub fn examine(
+        &mut self,
+        session: SessionId,
+        examine: &mut dyn FnMut(&H) -> Option<Death>,
+    ) -> bool {
+        let Some(death) = self.handle(session).and_then(examine) else {
+            return false;
+        };
+        self.end(session.number, Cause::Dead(death));
+        true
+    }
+
+    /// Takes out what is due at `now`, and hands back the sessions among it, together with those that ended
+    /// during earlier operations.
+    ///
+    /// When very many are due it takes out some of them only; [`Cache::next_expiry`] then says that it has to
+    /// be called again at once.
+    pub fn expire(&mut self, now: Duration) -> Vec<Ended<H>> {
+        self.advance(now, BATCH);
+        self.take_ended()
+    }
+
+    /// The sessions that ended during earlier operations; to be taken while the cache is at hand and closed
+    /// when it is not.
+    pub fn take_ended(&mut self) -> Vec<Ended<H>> {
+        std::mem::take(&mut self.ended)
+    }
+
+    /// Ends all sessions, and hands back what [`Cache::take_ended`] would.
+    pub fn shut_down(&mut self) -> Vec<Ended<H>> {
+        while let Some((_, session)) = self.session_timers.next() {
+            self.end(session, Cause::Shutdown);
+        }
+        self.take_ended()
     }
 
     /// When [`Cache::expire`] has something to do next; zero when it has right now.
     pub fn next_expiry(&self) -> Option<Duration> {
-        if self.expired.is_empty() {
-            self.timers.next().map(|(at, _)| Duration::from_nanos(at))
-        } else {
-            Some(Duration::ZERO)
+        if !self.ended.is_empty() {
+            return Some(Duration::ZERO);
         }
+        let timers = [self.session_timers.next(), self.binding_timers.next()];
+        timers
+            .into_iter()
+            .flatten()
+            .map(|(at, _)| Duration::from_nanos(at))
+            .min()
     }
 
-    /// Number of live sessions.
+    /// Number of sessions.
     pub fn sessions(&self) -> usize {
         self.sessions.len()
     }
 
-    /// Number of live bindings.
+    /// Number of bindings.
     pub fn bindings(&self) -> usize {
         self.bindings.len()
     }
 
-    /// Number of destinations with a live binding.
+    /// Number of destinations with a binding.
     pub fn destinations(&self) -> usize {
-        self.destinations.records.len()
+        self.destinations.len()
     }
 
-    /// Number of endpoints with a live session.
+    /// Number of endpoints with a session.
     pub fn endpoints(&self) -> usize {
         self.live_endpoints
     }
@@ -432,52 +437,164 @@ impl<H> Cache<H> {
         std::mem::take(&mut self.statistics)
     }
 
-    /// Moves the clock and everything that is due by then out of the tables.
-    fn advance(&mut self, now: Duration) -> u64 {
+    /// What has been counted since the cache was made.
+    pub fn counters(&self) -> &Counters {
+        &self.counters
+    }
+
+    /// Counts a descriptor that could not be saved.
+    pub fn refused(&mut self, why: Unfit) {
+        self.counters.unfit(why);
+    }
+
+    /// Counts a request that was too long.
+    pub fn refused_too_long(&mut self) {
+        self.counters.refused_too_long += 1;
+    }
+
+    /// Moves the clock, and some of what is due by then out of the tables.
+    fn advance(&mut self, now: Duration, most: usize) -> u64 {
         self.clock = self.clock.max(nanoseconds(now));
-        while let Some((at, what)) = self.timers.next()
-            && at <= self.clock
-        {
-            match what {
-                Due::Session(number) => {
-                    if let Some(session) = self.remove_session(number) {
-                        self.expired.push(session.handle);
-                    }
-                }
-                Due::Binding(number) => self.remove_binding(number),
+        for _ in 0..most {
+            match self.session_timers.next() {
+                Some((at, session)) if at <= self.clock => self.end(session, Cause::Expired),
+                _ => break,
+            }
+        }
+        for _ in 0..most {
+            match self.binding_timers.next() {
+                Some((at, binding)) if at <= self.clock => self.remove_binding(binding),
+                _ => break,
             }
         }
         self.clock
     }
 
-    fn arm(&mut self, at: u64, what: Due) {
-        let mut records = Records {
-            sessions: &mut self.sessions,
-            bindings: &mut self.bindings,
-        };
-        self.timers.arm(at, what, &mut records);
+    /// Adds a session as the newest of its endpoint.
+    fn append(
+        &mut self,
+        now: u64,
+        due: u64,
+        endpoint: u32,
+        property: &[u8],
+        handle: H,
+    ) -> SessionId {
+        debug_assert!(now <= due, "time to live is not negative");
+        let newest = self.endpoints[endpoint].sessions.newest;
+        self.generation = self.generation.checked_add(1).unwrap_or(1);
+        let number = self.sessions.insert(Session {
+            handle,
+            property: property.into(),
+            endpoint,
+            older: newest,
+            newer: NONE,
+            timer: NONE,
+            generation: self.generation,
+        });
+        self.bytes += property.len();
+        let record = &mut self.endpoints[endpoint];
+        if newest == NONE {
+            record.sessions.oldest = number;
+            record.ordered = true;
+            self.live_endpoints += 1;
+        } else {
+            record.ordered &= self.session_timers.at(self.sessions[newest].timer) <= due;
+            self.sessions[newest].newer = number;
+        }
+        record.sessions.newest = number;
+        record.count += 1;
+        self.session_timers.arm(due, number, &mut self.sessions);
+        self.counters.saved += 1;
+        SessionId {
+            number,
+            generation: self.generation,
+        }
     }
 
-    fn stop(&mut self, position: u32) {
-        let mut records = Records {
-            sessions: &mut self.sessions,
-            bindings: &mut self.bindings,
+    /// Takes the first session of an endpoint that is alive; those before it end.
+    fn take(
+        &mut self,
+        endpoint: u32,
+        examine: &mut dyn FnMut(&H) -> Option<Death>,
+    ) -> Option<Session<H>> {
+        let ends = self.endpoints[endpoint].sessions;
+        let mut next = match self.rules.order {
+            Order::OldestFirst => ends.oldest,
+            Order::NewestFirst => ends.newest,
         };
-        self.timers.stop(position, &mut records);
+        while next != NONE {
+            let (number, session) = (next, &self.sessions[next]);
+            next = match self.rules.order {
+                Order::OldestFirst => session.newer,
+                Order::NewestFirst => session.older,
+            };
+            if self.session_timers.at(session.timer) <= self.clock {
+                self.end(number, Cause::Expired);
+            } else if let Some(death) = examine(&session.handle) {
+                self.end(number, Cause::Dead(death));
+            } else {
+                self.counters.found += 1;
+                return self.remove_session(number);
+            }
+        }
+        None
     }
 
-    fn take_oldest(&mut self, endpoint: u32) -> Option<Session<H>> {
-        match self.endpoints.records[endpoint].1.sessions.oldest {
-            NONE => None,
-            oldest => self.remove_session(oldest),
+    /// The session of an endpoint, which has some, that expires before all others.
+    fn soonest_session(&self, endpoint: u32) -> u32 {
+        let record = &self.endpoints[endpoint];
+        let mut soonest = record.sessions.oldest;
+        if record.ordered {
+            return soonest;
+        }
+        let at = |number: u32| self.session_timers.at(self.sessions[number].timer);
+        let mut next = self.sessions[soonest].newer;
+        while next != NONE {
+            if at(next) < at(soonest) {
+                soonest = next;
+            }
+            next = self.sessions[next].newer;
+        }
+        soonest
+    }
+
+    /// Ends whatever expires soonest, to make room for bytes; false when there is nothing.
+    fn evict(&mut self) -> bool {
+        let (session, binding) = (self.session_timers.next(), self.binding_timers.next());
+        if let Some((at, session)) = session
+            && binding.is_none_or(|(other, _)| at <= other)
+        {
+            self.end(session, Cause::Evicted);
+        } else if let Some((_, binding)) = binding {
+            self.evict_binding(binding);
+        } else {
+            return false;
+        }
+        true
+    }
+
+    /// Takes out a session that nobody found.
+    fn end(&mut self, number: u32, cause: Cause) {
+        let label = self.endpoints.text(self.sessions[number].endpoint);
+        let goodbye = self.rules.goodbyes.of(label);
+        let goodbye = goodbye.filter(|_| cause.is_ours()).cloned();
+        if let Some(session) = self.remove_session(number) {
+            self.counters.ended(cause);
+            self.ended.push(Ended {
+                handle: session.handle,
+                cause,
+                goodbye,
+            });
         }
     }
 
     fn remove_session(&mut self, number: u32) -> Option<Session<H>> {
-        self.stop(self.sessions[number].timer);
+        let timer = self.sessions[number].timer;
+        self.session_timers.stop(timer, &mut self.sessions);
         let session = self.sessions.remove(number)?;
         self.bytes -= session.property.len();
-        let endpoint = &mut self.endpoints.records[session.endpoint].1;
+        let endpoint = &mut self.endpoints[session.endpoint];
+        endpoint.count -= 1;
         match session.older {
             NONE => endpoint.sessions.oldest = session.newer,
             older => self.sessions[older].newer = session.newer,
@@ -493,106 +610,8 @@ impl<H> Cache<H> {
         Some(session)
     }
 
-    fn bind(&mut self, at: u64, destination: u32, endpoint: u32, property: &[u8]) {
-        let hash = self.hash(destination, endpoint, property);
-        let newest = self.destinations.records[destination].1.bindings.newest;
-        let binding = self.bindings.insert(Binding {
-            property: property.into(),
-            destination,
-            endpoint,
-            older: newest,
-            newer: NONE,
-            same: NONE,
-            hash,
-            timer: NONE,
-        });
-        self.bytes += property.len();
-        self.endpoints.records[endpoint].1.named += 1;
-        let ends = &mut self.destinations.records[destination].1.bindings;
-        if newest == NONE {
-            ends.oldest = binding;
-        } else {
-            self.bindings[newest].newer = binding;
-        }
-        ends.newest = binding;
-        if let Some(same) = self.same.insert(hash, binding) {
-            self.bindings[binding].same = same;
-        }
-        self.arm(at, Due::Binding(binding));
-    }
-
-    fn hash(&self, destination: u32, endpoint: u32, property: &[u8]) -> u64 {
-        self.hasher.hash_one((destination, endpoint, property)) & HASH_BITS
-    }
-
-    fn find_binding(&self, destination: u32, endpoint: u32, property: &[u8]) -> Option<u32> {
-        let hash = self.hash(destination, endpoint, property);
-        let mut next = self.same.get(&hash).copied().unwrap_or(NONE);
-        while next != NONE {
-            let binding = &self.bindings[next];
-            if binding.destination == destination
-                && binding.endpoint == endpoint
-                && *binding.property == *property
-            {
-                return Some(next);
-            }
-            next = binding.same;
-        }
-        None
-    }
-
-    fn remove_binding(&mut self, number: u32) {
-        self.stop(self.bindings[number].timer);
-        self.forget_same(number);
-        let Some(binding) = self.bindings.remove(number) else {
-            return;
-        };
-        self.bytes -= binding.property.len();
-        let ends = &mut self.destinations.records[binding.destination].1.bindings;
-        match binding.older {
-            NONE => ends.oldest = binding.newer,
-            older => self.bindings[older].newer = binding.newer,
-        }
-        match binding.newer {
-            NONE => ends.newest = binding.older,
-            newer => self.bindings[newer].older = binding.older,
-        }
-        if ends.oldest == NONE {
-            self.destinations
-                .forget(binding.destination, &mut self.bytes);
-        }
-        self.endpoints.records[binding.endpoint].1.named -= 1;
-        self.forget_endpoint(binding.endpoint);
-    }
-
-    /// Takes a binding out of the chain of those with its hash.
-    fn forget_same(&mut self, number: u32) {
-        let (hash, rest) = (self.bindings[number].hash, self.bindings[number].same);
-        let first = self.same.get(&hash).copied().unwrap_or(NONE);
-        if first == number {
-            if rest == NONE {
-                self.same.remove(&hash);
-                if self.same.is_empty() {
-                    self.same.shrink_to(64);
-                }
-            } else {
-                self.same.insert(hash, rest);
-            }
-            return;
-        }
-        let mut next = first;
-        while next != NONE {
-            let after = self.bindings[next].same;
-            if after == number {
-                self.bindings[next].same = rest;
-                return;
-            }
-            next = after;
-        }
-    }
-
     fn forget_endpoint(&mut self, number: u32) {
-        let endpoint = &self.endpoints.records[number].1;
+        let endpoint = &self.endpoints[number];
         if endpoint.named == 0 && endpoint.sessions.oldest == NONE {
             self.endpoints.forget(number, &mut self.bytes);
         }

@@ -20,18 +20,48 @@ use postkeep_wire::scache::{
 };
 use postkeep_wire::{Diagnostics, scan};
 
-use crate::cache::{Cache, SaveError};
+use crate::cache::{Cache, SaveError, SessionId};
+use crate::ended::{Death, Unfit};
 
 /// Descriptors that may wait in an [`Inbox`]; a client that sends more ahead of its turn is disconnected.
 pub const MOST_WAITING_HANDLES: usize = 64;
 
-/// A cache that several conversations use.
+/// A cache that several conversations use, and what its owner knows about connections.
+///
+/// Without the methods that have a default, a session is whatever the client says it is, and lives for its
+/// time, as in Postfix.
 pub trait SharedCache<H> {
     /// Runs one operation on the cache while nobody else can.
     ///
     /// Operations take microseconds and drop no handle. Here is also the place to notice that
-    /// [`Cache::next_expiry`] is earlier than before.
+    /// [`Cache::next_expiry`] is earlier than before; it is when sessions have ended, which wait for
+    /// [`Cache::take_ended`].
     fn with<R>(&self, operation: impl FnOnce(&mut Cache<H>) -> R) -> R;
+
+    /// Whether this can be a session at all. Called before it is saved, outside of [`SharedCache::with`].
+    ///
+    /// # Errors
+    /// The reason why not; the client gets the status for failure.
+    fn admit(&self, handle: &H) -> Result<(), Unfit> {
+        let _ = handle;
+        Ok(())
+    }
+
+    /// A session was saved; called within [`SharedCache::with`], so before anybody can find it.
+    fn watch(&self, session: SessionId, handle: &H) {
+        let _ = (session, handle);
+    }
+
+    /// Whether a session that is about to be found has died. Called within [`SharedCache::with`].
+    fn examine(&self, handle: &H) -> Option<Death> {
+        let _ = handle;
+        None
+    }
+
+    /// A session was found, and goes to a client. Called outside of [`SharedCache::with`].
+    fn release(&self, handle: &H) {
+        let _ = handle;
+    }
 }
 
 impl<H> SharedCache<H> for Mutex<Cache<H>> {
@@ -239,6 +269,9 @@ impl<H> Conversation<H> {
             Scanned::NoRequest { consumed } => (consumed, Stage::Request),
             Scanned::Closed => return Pace::Wait(Next::Close),
             Scanned::Unusable { operation } => {
+                if inbox.end().is_none() {
+                    cache.with(Cache::refused_too_long);
+                }
                 if let Some(operation) = operation {
                     warn(
                         diagnostics,
@@ -277,18 +310,7 @@ impl<H> Conversation<H> {
             (None, Some(End::Closed)) => Err(END_OF_INPUT),
         };
         let status = match received {
-            Ok(handle) => {
-                let (saved, expired) = cache.with(|cache| {
-                    let saved =
-                        cache.save_endpoint(now, save.ttl, &save.label, &save.property, handle);
-                    (saved, cache.take_expired())
-                });
-                drop(expired);
-                match saved {
-                    Ok(()) => Status::Ok,
-                    Err(SaveError::Full(_)) => full(diagnostics, Operation::SaveEndpoint),
-                }
-            }
+            Ok(handle) => keep(now, &save, handle, cache, diagnostics),
             Err(reason) => {
                 warn(
                     diagnostics,
@@ -460,11 +482,8 @@ fn execute<H>(
             endpoint,
         } => {
             let ttl = lifetime(ttl, settings);
-            let (saved, expired) = cache.with(|cache| {
-                let saved = cache.save_destination(now, ttl, label, property, endpoint);
-                (saved, cache.take_expired())
-            });
-            drop(expired);
+            let saved =
+                cache.with(|cache| cache.save_destination(now, ttl, label, property, endpoint));
             let status = match saved {
                 Ok(()) => Status::Ok,
                 Err(SaveError::Full(())) => full(diagnostics, operation),
@@ -473,28 +492,26 @@ fn execute<H>(
             Stage::Request
         }
         Request::FindEndpoint { label } => {
-            let (found, expired) = cache.with(|cache| {
-                let found = cache.find_endpoint(now, label);
-                (found, cache.take_expired())
+            let found = cache.with(|locked| {
+                locked.find_endpoint(now, label, &mut |handle| cache.examine(handle))
             });
-            drop(expired);
             let Some(found) = found else {
                 scache::reply_failure(outbox.buffer(), operation, Status::Fail);
                 return Stage::Request;
             };
+            cache.release(&found.handle);
             scache::reply_endpoint(outbox.buffer(), Status::Ok, &found.endpoint_property);
             Stage::Ready(operation, found.handle)
         }
         Request::FindDestination { label } => {
-            let (found, expired) = cache.with(|cache| {
-                let found = cache.find_destination(now, label);
-                (found, cache.take_expired())
+            let found = cache.with(|locked| {
+                locked.find_destination(now, label, &mut |handle| cache.examine(handle))
             });
-            drop(expired);
             let Some(found) = found else {
                 scache::reply_failure(outbox.buffer(), operation, Status::Fail);
                 return Stage::Request;
             };
+            cache.release(&found.handle);
             scache::reply_destination(
                 outbox.buffer(),
                 Status::Ok,
@@ -503,6 +520,45 @@ fn execute<H>(
             );
             Stage::Ready(operation, found.handle)
         }
+    }
+}
+
+/// Saves a session whose descriptor has come.
+fn keep<H>(
+    now: Duration,
+    save: &Save,
+    handle: H,
+    cache: &impl SharedCache<H>,
+    diagnostics: &mut dyn Diagnostics,
+) -> Status {
+    let operation = Operation::SaveEndpoint;
+    if let Err(why) = cache.admit(&handle) {
+        // The cache is no place to wait for somebody to close something.
+        drop(handle);
+        cache.with(|cache| cache.refused(why));
+        match why {
+            // The far end may have gone just now, which is nobody's fault.
+            Unfit::NotConnected => {}
+            Unfit::OwnClient => warn(
+                diagnostics,
+                operation,
+                format_args!("file descriptor of a connection to this service"),
+            ),
+        }
+        return Status::Fail;
+    }
+    let saved = cache.with(|locked| {
+        let saved = locked.save_endpoint(now, save.ttl, &save.label, &save.property, handle);
+        if let Ok(session) = saved
+            && let Some(handle) = locked.handle(session)
+        {
+            cache.watch(session, handle);
+        }
+        saved
+    });
+    match saved {
+        Ok(_) => Status::Ok,
+        Err(SaveError::Full(_)) => full(diagnostics, operation),
     }
 }
 

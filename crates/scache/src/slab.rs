@@ -32,6 +32,13 @@ impl<T> Slab<T> {
         self.taken
     }
 
+    pub(crate) fn find(&self, number: u32) -> Option<&T> {
+        match self.slots.get(number as usize) {
+            Some(Slot::Taken(value)) => Some(value),
+            Some(Slot::Free(_)) | None => None,
+        }
+    }
+
     /// Stores a value. The caller keeps the number of values below [`NONE`].
     pub(crate) fn insert(&mut self, value: T) -> u32 {
         self.taken += 1;

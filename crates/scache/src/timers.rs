@@ -4,18 +4,12 @@
 //! so that a timer is stopped or moved in logarithmic time and nothing stale ever stays behind. The
 //! reference keeps a list in due order and walks it at each save (Postfix `src/util/events.c`).
 
-/// What a timer is for: the number of a session or of a binding.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Due {
-    Session(u32),
-    Binding(u32),
-}
-
 #[derive(Clone, Copy, Debug)]
 struct Timer {
     /// Nanoseconds on the cache's clock.
     at: u64,
-    what: Due,
+    /// Number of the record that is due.
+    what: u32,
 }
 
 #[derive(Debug, Default)]
@@ -25,15 +19,20 @@ pub(crate) struct Timers {
 
 /// Is told each new position of a timer in the heap.
 pub(crate) trait Positions {
-    fn moved(&mut self, what: Due, position: u32);
+    fn moved(&mut self, what: u32, position: u32);
 }
 
 impl Timers {
-    pub(crate) fn next(&self) -> Option<(u64, Due)> {
+    pub(crate) fn next(&self) -> Option<(u64, u32)> {
         self.heap.first().map(|timer| (timer.at, timer.what))
     }
 
-    pub(crate) fn arm(&mut self, at: u64, what: Due, positions: &mut impl Positions) {
+    /// When the timer at this position is due.
+    pub(crate) fn at(&self, position: u32) -> u64 {
+        self.heap[position as usize].at
+    }
+
+    pub(crate) fn arm(&mut self, at: u64, what: u32, positions: &mut impl Positions) {
         self.heap.push(Timer { at, what });
         self.rise(self.heap.len() - 1, positions);
     }
@@ -97,8 +96,7 @@ impl Timers {
 
     fn put(&mut self, position: usize, timer: Timer, positions: &mut impl Positions) {
         self.heap[position] = timer;
-        // Records are numbered with 32 bits and there are two kinds, each with its own limit below half of
-        // that range.
+        // Records are numbered with 32 bits, and there is one timer for each.
         positions.moved(timer.what, u32::try_from(position).unwrap_or(u32::MAX));
     }
 }
@@ -109,9 +107,8 @@ mod tests {
     use proptest::prelude::*;
 
     impl Positions for Vec<Option<u32>> {
-        fn moved(&mut self, what: Due, position: u32) {
-            let (Due::Session(number) | Due::Binding(number)) = what;
-            self[number as usize] = Some(position);
+        fn moved(&mut self, what: u32, position: u32) {
+            self[what as usize] = Some(position);
         }
     }
 
@@ -125,7 +122,7 @@ mod tests {
             let mut positions: Vec<Option<u32>> = vec![None; times.len()];
             let mut model: Vec<Option<u64>> = Vec::new();
             for (number, &at) in times.iter().enumerate() {
-                timers.arm(at, Due::Session(u32::try_from(number).unwrap()), &mut positions);
+                timers.arm(at, u32::try_from(number).unwrap(), &mut positions);
                 model.push(Some(at));
             }
             for (index, change) in changes {
@@ -143,7 +140,7 @@ mod tests {
             let mut expected: Vec<u64> = model.iter().copied().flatten().collect();
             expected.sort_unstable();
             let mut fired = Vec::new();
-            while let Some((at, Due::Session(number) | Due::Binding(number))) = timers.next() {
+            while let Some((at, number)) = timers.next() {
                 prop_assert_eq!(model[number as usize].take(), Some(at));
                 fired.push(at);
                 timers.stop(positions[number as usize].unwrap(), &mut positions);

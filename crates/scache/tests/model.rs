@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use postkeep_scache::{Cache, Limits, SaveError};
+use postkeep_scache::{Cache, Cause, Death, Ended, Goodbyes, Limits, Order, Rules};
 use proptest::prelude::*;
 
 #[derive(Clone, Debug)]
@@ -27,6 +27,11 @@ enum Operation {
     Wait {
         time: u64,
     },
+    /// The far end of a session ends it; `heard`: and the watch says so before anybody asks.
+    Die {
+        handle: usize,
+        heard: bool,
+    },
 }
 
 #[derive(Debug)]
@@ -46,37 +51,86 @@ struct Binding {
 }
 
 const MOST_SESSIONS: usize = 12;
+const MOST_ENDPOINT_SESSIONS: usize = 6;
 const MOST_BINDINGS: usize = 12;
+const MOST_DESTINATION_BINDINGS: usize = 5;
+const SECOND: u64 = 1_000_000_000;
 
 /// Everything in the order in which it was saved; every search is a walk.
 #[derive(Default)]
 struct Model {
+    order: Order,
     now: u64,
     sessions: Vec<Session>,
     bindings: Vec<Binding>,
-    closed: Vec<usize>,
+    dead: Vec<usize>,
+    /// Handles of sessions that ended, and why.
+    ended: Vec<(usize, Cause)>,
 }
 
 impl Model {
     fn wait(&mut self, time: u64) {
-        self.now += time;
+        self.now += time * SECOND;
         let now = self.now;
         self.bindings.retain(|binding| binding.due > now);
-        let closed = &mut self.closed;
+        let ended = &mut self.ended;
         self.sessions.retain(|session| {
             if session.due <= now {
-                closed.push(session.handle);
+                ended.push((session.handle, Cause::Expired));
             }
             session.due > now
         });
     }
 
+    fn save(&mut self, saved: Session) {
+        let here = |session: &Session| session.endpoint == saved.endpoint;
+        if self.sessions.iter().filter(|session| here(session)).count() >= MOST_ENDPOINT_SESSIONS {
+            self.evict(here, Cause::EvictedFromEndpoint);
+        }
+        if self.sessions.len() >= MOST_SESSIONS {
+            self.evict(|_| true, Cause::Evicted);
+        }
+        self.sessions.push(saved);
+    }
+
+    fn evict(&mut self, among: impl Fn(&Session) -> bool, cause: Cause) {
+        let soonest = (0..self.sessions.len())
+            .filter(|&index| among(&self.sessions[index]))
+            .min_by_key(|&index| self.sessions[index].due)
+            .expect("there is one");
+        let session = self.sessions.remove(soonest);
+        self.ended.push((session.handle, cause));
+    }
+
+    fn die(&mut self, handle: usize, heard: bool) {
+        if !self.dead.contains(&handle) {
+            self.dead.push(handle);
+        }
+        if heard
+            && let Some(index) = self
+                .sessions
+                .iter()
+                .position(|session| session.handle == handle)
+        {
+            self.sessions.remove(index);
+            self.ended.push((handle, Cause::Dead(Death::Closed)));
+        }
+    }
+
     fn take(&mut self, endpoint: u8) -> Option<Session> {
-        let index = self
-            .sessions
-            .iter()
-            .position(|session| session.endpoint == endpoint)?;
-        Some(self.sessions.remove(index))
+        loop {
+            let here = |session: &Session| session.endpoint == endpoint;
+            let index = match self.order {
+                Order::OldestFirst => self.sessions.iter().position(here),
+                Order::NewestFirst => self.sessions.iter().rposition(here),
+            }?;
+            let session = self.sessions.remove(index);
+            if !self.dead.contains(&session.handle) {
+                return Some(session);
+            }
+            self.ended
+                .push((session.handle, Cause::Dead(Death::Closed)));
+        }
     }
 
     fn find_destination(&mut self, destination: u8) -> Option<(u8, Session)> {
@@ -91,19 +145,32 @@ impl Model {
             .find_map(|(property, endpoint)| self.take(endpoint).map(|session| (property, session)))
     }
 
-    fn save_destination(&mut self, saved: Binding) -> bool {
+    fn save_destination(&mut self, saved: Binding) {
         let same = |binding: &&mut Binding| {
             (binding.destination, binding.property, binding.endpoint)
                 == (saved.destination, saved.property, saved.endpoint)
         };
         if let Some(binding) = self.bindings.iter_mut().find(same) {
             binding.due = saved.due;
-        } else if self.bindings.len() < MOST_BINDINGS {
-            self.bindings.push(saved);
-        } else {
-            return false;
+            return;
         }
-        true
+        let here = |binding: &Binding| binding.destination == saved.destination;
+        if self.bindings.iter().filter(|binding| here(binding)).count() >= MOST_DESTINATION_BINDINGS
+        {
+            self.evict_binding(here);
+        }
+        if self.bindings.len() >= MOST_BINDINGS {
+            self.evict_binding(|_| true);
+        }
+        self.bindings.push(saved);
+    }
+
+    fn evict_binding(&mut self, among: impl Fn(&Binding) -> bool) {
+        let soonest = (0..self.bindings.len())
+            .filter(|&index| among(&self.bindings[index]))
+            .min_by_key(|&index| self.bindings[index].due)
+            .expect("there is one");
+        self.bindings.remove(soonest);
     }
 
     fn distinct(mut labels: Vec<u8>) -> usize {
@@ -147,6 +214,7 @@ fn operation() -> impl Strategy<Value = Operation> {
         ),
         3 => few.prop_map(|destination| Operation::FindDestination { destination }),
         1 => (0_u64..3).prop_map(|time| Operation::Wait { time }),
+        1 => (0_usize..120, any::<bool>()).prop_map(|(handle, heard)| Operation::Die { handle, heard }),
     ]
 }
 
@@ -159,31 +227,47 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(400))]
 
     #[test]
-    fn the_cache_does_what_the_model_does(history in prop::collection::vec(operation(), 0..120)) {
-        let mut model = Model::default();
-        let mut cache = Cache::new(Limits {
-            sessions: MOST_SESSIONS,
-            bindings: MOST_BINDINGS,
-            ..Limits::default()
+    fn the_cache_does_what_the_model_does(
+        history in prop::collection::vec(operation(), 0..120),
+        newest in any::<bool>(),
+    ) {
+        let order = if newest { Order::NewestFirst } else { Order::OldestFirst };
+        let mut model = Model { order, ..Model::default() };
+        let mut cache = Cache::new(Rules {
+            limits: Limits {
+                sessions: MOST_SESSIONS,
+                endpoint_sessions: MOST_ENDPOINT_SESSIONS,
+                bindings: MOST_BINDINGS,
+                destination_bindings: MOST_DESTINATION_BINDINGS,
+                ..Limits::default()
+            },
+            order,
+            goodbyes: Goodbyes::parse("x:QUIT").expect("one entry"),
         });
-        let mut closed = Vec::new();
+        let mut ended: Vec<Ended<usize>> = Vec::new();
+        let mut identities = Vec::new();
+        let mut dead: Vec<usize> = Vec::new();
         let mut hits = [0, 0];
         for (handle, operation) in history.into_iter().enumerate() {
-            let now = Duration::from_secs(model.now);
+            let now = Duration::from_nanos(model.now);
+            // No two records are due at the same moment, so that there is no doubt about who goes first.
+            let lifetime = |ttl: u64| ttl * SECOND + handle as u64 + 1;
+            let mut examine = |handle: &usize| dead.contains(handle).then_some(Death::Closed);
             match operation {
                 Operation::SaveEndpoint { ttl, endpoint, property } => {
-                    let due = model.now + ttl;
-                    let saved =
-                        cache.save_endpoint(now, Duration::from_secs(ttl), &text(endpoint), &text(property), handle);
-                    if model.sessions.len() < MOST_SESSIONS {
-                        prop_assert_eq!(saved, Ok(()));
-                        model.sessions.push(Session { due, endpoint, property, handle });
-                    } else {
-                        prop_assert_eq!(saved, Err(SaveError::Full(handle)));
-                    }
+                    let ttl = lifetime(ttl);
+                    let saved = cache.save_endpoint(
+                        now,
+                        Duration::from_nanos(ttl),
+                        &text(endpoint),
+                        &text(property),
+                        handle,
+                    );
+                    identities.push((handle, saved.expect("not larger than the cache")));
+                    model.save(Session { due: model.now + ttl, endpoint, property, handle });
                 }
                 Operation::FindEndpoint { endpoint } => {
-                    let found = cache.find_endpoint(now, &text(endpoint));
+                    let found = cache.find_endpoint(now, &text(endpoint), &mut examine);
                     let expected = model.take(endpoint);
                     hits[0] += u64::from(found.is_some());
                     prop_assert_eq!(
@@ -192,21 +276,19 @@ proptest! {
                     );
                 }
                 Operation::SaveDestination { ttl, destination, property, endpoint } => {
-                    let due = model.now + ttl;
+                    let ttl = lifetime(ttl);
                     let saved = cache.save_destination(
                         now,
-                        Duration::from_secs(ttl),
+                        Duration::from_nanos(ttl),
                         &text(destination),
                         &text(property),
                         &text(endpoint),
                     );
-                    prop_assert_eq!(
-                        saved.is_ok(),
-                        model.save_destination(Binding { due, destination, property, endpoint })
-                    );
+                    prop_assert_eq!(saved, Ok(()));
+                    model.save_destination(Binding { due: model.now + ttl, destination, property, endpoint });
                 }
                 Operation::FindDestination { destination } => {
-                    let found = cache.find_destination(now, &text(destination));
+                    let found = cache.find_destination(now, &text(destination), &mut examine);
                     let expected = model.find_destination(destination);
                     hits[1] += u64::from(found.is_some());
                     prop_assert_eq!(
@@ -222,15 +304,29 @@ proptest! {
                     model.wait(time);
                     // Half of the time the next operation finds out by itself.
                     if handle % 2 == 0 {
-                        closed.extend(cache.expire(Duration::from_secs(model.now)).handles);
+                        ended.extend(cache.expire(Duration::from_nanos(model.now)));
                     }
                     continue;
                 }
+                Operation::Die { handle, heard } => {
+                    dead.push(handle);
+                    let identity = identities.iter().find(|(known, _)| *known == handle);
+                    cache.expire(now).into_iter().for_each(|expired| ended.push(expired));
+                    if heard && let Some((_, identity)) = identity {
+                        cache.examine(*identity, &mut |_| Some(Death::Closed));
+                    }
+                    model.die(handle, heard);
+                }
             }
-            closed.extend(cache.take_expired());
-            closed.sort_unstable();
-            model.closed.sort_unstable();
-            prop_assert_eq!(&closed, &model.closed);
+            ended.extend(cache.take_ended());
+            for one in &ended {
+                let hears = one.goodbye.is_some();
+                prop_assert!(!hears || !matches!(one.cause, Cause::Dead(_)));
+            }
+            let mut causes: Vec<_> = ended.iter().map(|ended| (ended.handle, ended.cause)).collect();
+            causes.sort_unstable_by_key(|(handle, _)| *handle);
+            model.ended.sort_unstable_by_key(|(handle, _)| *handle);
+            prop_assert_eq!(&causes, &model.ended);
             prop_assert_eq!(cache.sessions(), model.sessions.len());
             prop_assert_eq!(cache.bindings(), model.bindings.len());
             prop_assert_eq!(cache.endpoints(), model.endpoints());
@@ -238,15 +334,18 @@ proptest! {
             let next = model.sessions.iter().map(|session| session.due)
                 .chain(model.bindings.iter().map(|binding| binding.due))
                 .min();
-            prop_assert_eq!(cache.next_expiry(), next.map(Duration::from_secs));
+            prop_assert_eq!(cache.next_expiry(), next.map(Duration::from_nanos));
         }
         prop_assert_eq!(
             [cache.statistics().endpoint_hits, cache.statistics().destination_hits],
             hits
         );
-        // Nothing is left when everything has expired.
-        cache.expire(Duration::from_secs(model.now + 10));
+        // Nothing is left when everything has expired, and every session is accounted for.
+        cache.expire(Duration::from_nanos(model.now + 10 * SECOND));
         prop_assert_eq!((cache.sessions(), cache.bindings(), cache.endpoints()), (0, 0, 0));
         prop_assert_eq!(cache.next_expiry(), None);
+        let counters = cache.counters();
+        prop_assert_eq!(counters.found, hits[0] + hits[1]);
+        prop_assert_eq!(counters.saved, counters.found + counters.all_ended());
     }
 }

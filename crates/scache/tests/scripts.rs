@@ -67,30 +67,39 @@ fn answer(
             *sessions += 1;
             None
         }
-        ["find_dest", label] => Some(cache.find_destination(*now, label.as_bytes()).map_or_else(
-            || "miss".to_owned(),
-            |found| {
-                format!(
-                    "dest {} endp {} session {}",
-                    shown(&found.destination_property),
-                    shown(&found.endpoint_property),
-                    found.handle
-                )
-            },
-        )),
-        ["find_endp", label] => Some(cache.find_endpoint(*now, label.as_bytes()).map_or_else(
-            || "miss".to_owned(),
-            |found| {
-                format!(
-                    "endp {} session {}",
-                    shown(&found.endpoint_property),
-                    found.handle
-                )
-            },
-        )),
+        ["find_dest", label] => Some(
+            cache
+                .find_destination(*now, label.as_bytes(), &mut |_| None)
+                .map_or_else(
+                    || "miss".to_owned(),
+                    |found| {
+                        format!(
+                            "dest {} endp {} session {}",
+                            shown(&found.destination_property),
+                            shown(&found.endpoint_property),
+                            found.handle
+                        )
+                    },
+                ),
+        ),
+        ["find_endp", label] => Some(
+            cache
+                .find_endpoint(*now, label.as_bytes(), &mut |_| None)
+                .map_or_else(
+                    || "miss".to_owned(),
+                    |found| {
+                        format!(
+                            "endp {} session {}",
+                            shown(&found.endpoint_property),
+                            found.handle
+                        )
+                    },
+                ),
+        ),
         ["sleep", time] => {
             *now += seconds(time);
-            let mut closed = cache.expire(*now).handles;
+            let ended = cache.expire(*now);
+            let mut closed: Vec<usize> = ended.iter().map(|ended| ended.handle).collect();
             closed.sort_unstable();
             (!closed.is_empty()).then(|| {
                 closed.iter().fold("closed".to_owned(), |text, session| {

@@ -13,6 +13,7 @@ pub mod descriptor;
 pub mod effective;
 pub mod environment;
 pub mod guarded;
+pub mod idle;
 pub mod interface;
 pub mod lmdb;
 pub mod lock;

@@ -7,19 +7,29 @@ use std::ffi::{OsStr, OsString};
 use std::fmt;
 use std::os::fd::OwnedFd;
 use std::process::ExitCode;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime};
 
-use log::{info, warn};
-use postkeep_conf::{Dictionary, Error, Sink, TimeParameter};
+use log::{debug, info, warn};
+use postkeep_conf::{Dictionary, Error, Sink};
 use postkeep_daemon::{
-    Attributes, Control, Next, Program, Requirement, Service, Setup, Turn, Waker,
+    Attributes, Next, Program, Requirement, Service, Setup, Turn, Waker, logging,
 };
-use postkeep_scache::{self as scache, Cache, Conversation, Limits, SharedCache};
+use postkeep_scache::{self as scache, Conversation};
+use postkeep_sys::error_text;
 use postkeep_wire::duplex::Outbox;
 use postkeep_wire::protocol;
 
 use super::announce::{Greeting, Policy, Turn as Greeted};
+use kept::Kept;
+use parameters::Parameters;
+
+mod kept;
+mod parameters;
+
+/// Connections that may wait for the answer to a goodbye, whatever the number of descriptors.
+const MOST_LINGERING: u64 = 1000;
 
 /// Runs the daemon.
 pub(crate) fn run(name: &OsStr, arguments: &[OsString]) -> ExitCode {
@@ -33,26 +43,13 @@ pub(crate) fn run(name: &OsStr, arguments: &[OsString]) -> ExitCode {
 /// The connection cache while it starts.
 #[derive(Debug, Default)]
 struct ScacheProgram {
-    ttl_limit: Duration,
-    interval: Duration,
+    parameters: Option<Parameters>,
     policy: Option<Policy>,
 }
 
 impl ScacheProgram {
     fn read(&mut self, dictionary: &mut Dictionary, sink: &mut dyn Sink) -> Result<(), Error> {
-        let mut time = |name, default| {
-            dictionary.time(
-                &TimeParameter {
-                    name,
-                    default,
-                    min: 1,
-                    max: 0,
-                },
-                &mut *sink,
-            )
-        };
-        self.ttl_limit = time("connection_cache_ttl_limit", "2s")?;
-        self.interval = time("connection_cache_status_update_time", "600s")?;
+        self.parameters = Some(Parameters::read(dictionary, sink)?);
         self.policy = Some(super::read_policy(dictionary, sink)?);
         Ok(())
     }
@@ -68,17 +65,18 @@ impl Program for ScacheProgram {
     fn after_jail(self, setup: &mut Setup) -> Scache {
         // What is in the cache must not be lost because of the number of clients that were there.
         setup.max_use = 0;
+        let parameters = self
+            .parameters
+            .unwrap_or_else(|| logging::fatal(format_args!("parameters were not read")));
         Scache::new(
+            &parameters,
             Configuration {
-                ttl_limit: self.ttl_limit,
-                interval: self.interval,
+                interval: parameters.interval,
                 ipc_timeout: setup.common.ipc_timeout,
                 policy: self.policy.unwrap_or(Policy::Always),
-                stream: setup.stream_name(),
                 stray: super::stray_argument(setup),
             },
-            setup.control.clone(),
-            Instant::now(),
+            setup,
         )
     }
 }
@@ -86,16 +84,12 @@ impl Program for ScacheProgram {
 /// What a connection cache process is configured to do.
 #[derive(Clone, Debug)]
 struct Configuration {
-    /// `connection_cache_ttl_limit`
-    ttl_limit: Duration,
     /// `connection_cache_status_update_time`
     interval: Duration,
     /// `ipc_timeout`
     ipc_timeout: Duration,
     /// Whether clients are greeted.
     policy: Policy,
-    /// What the log calls the clients' streams.
-    stream: String,
     /// The first argument that is no option; there should be none.
     stray: Option<String>,
 }
@@ -105,10 +99,9 @@ struct Configuration {
 struct Scache {
     configuration: Configuration,
     settings: scache::Settings,
-    /// The zero of the cache's clock.
-    epoch: Instant,
-    cache: Mutex<Cache<OwnedFd>>,
-    control: Control,
+    kept: Arc<Kept>,
+    /// Looks after the sessions; gone when the process is about to end.
+    keeper: Mutex<Option<JoinHandle<()>>>,
     report: Mutex<Report>,
 }
 
@@ -137,16 +130,44 @@ struct Patience {
 }
 
 impl Scache {
-    fn new(configuration: Configuration, control: Control, now: Instant) -> Self {
+    fn new(parameters: &Parameters, configuration: Configuration, setup: &Setup) -> Self {
+        let now = Instant::now();
+        let broken = |what: &str, error: &std::io::Error| -> ! {
+            logging::fatal(format_args!("{what}: {}", error_text(error)));
+        };
+        // What cannot be raised is what there is.
+        let descriptors = postkeep_sys::descriptor::raise_limit().unwrap_or(1024);
+        let lingering = MOST_LINGERING.min(parameters.clients(descriptors) / 4);
+        let kept = Kept::new(
+            parameters.rules(descriptors),
+            parameters.liveness,
+            &setup.service_name,
+            usize::try_from(lingering).unwrap_or(0),
+            now,
+        );
+        let kept = Arc::new(kept.unwrap_or_else(|error| broken("epoll_create", &error)));
+        let keeper = std::thread::Builder::new()
+            .name("keeper".to_owned())
+            .spawn({
+                let kept = Arc::clone(&kept);
+                move || {
+                    // Without this thread nothing would ever expire.
+                    if std::panic::catch_unwind(|| kept.look_after()).is_err() {
+                        logging::fatal(format_args!(
+                            "panic: the connection cache is not looked after"
+                        ));
+                    }
+                }
+            });
+        let keeper = keeper.unwrap_or_else(|error| broken("cannot start a thread", &error));
         Self {
             settings: scache::Settings {
-                ttl_limit: configuration.ttl_limit,
-                stream: configuration.stream.clone(),
+                ttl_limit: parameters.ttl_limit,
+                stream: setup.stream_name(),
                 ..scache::Settings::default()
             },
-            epoch: now,
-            cache: Mutex::new(Cache::new(Limits::default())),
-            control,
+            kept,
+            keeper: Mutex::new(Some(keeper)),
             report: Mutex::new(Report {
                 since: SystemTime::now(),
                 due: now + configuration.interval,
@@ -155,17 +176,9 @@ impl Scache {
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, Cache<OwnedFd>> {
-        self.cache.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn clock(&self, now: Instant) -> Duration {
-        now.saturating_duration_since(self.epoch)
-    }
-
     /// Logs what has been counted, and begins a new interval.
     fn log_statistics(&self, now: Instant) {
-        let statistics = self.lock().take_statistics();
+        let statistics = self.kept.take_statistics();
         let mut report = self.report.lock().unwrap_or_else(PoisonError::into_inner);
         for line in statistics.lines(&moment(report.since)) {
             info!("{line}");
@@ -188,21 +201,6 @@ fn moment(time: SystemTime) -> String {
         local.minute,
         local.second
     )
-}
-
-impl SharedCache<OwnedFd> for Scache {
-    fn with<R>(&self, operation: impl FnOnce(&mut Cache<OwnedFd>) -> R) -> R {
-        let mut cache = self.lock();
-        let before = cache.next_expiry();
-        let outcome = operation(&mut cache);
-        let after = cache.next_expiry();
-        drop(cache);
-        if after.is_some_and(|after| before.is_none_or(|before| after < before)) {
-            // The control thread sleeps until the expiry that was next when it looked last.
-            self.control.nudge();
-        }
-        outcome
-    }
 }
 
 impl Service for Scache {
@@ -237,11 +235,11 @@ impl Service for Scache {
             return Next::Listen { until };
         }
         let next = client.conversation.step(
-            self.clock(turn.now),
+            self.kept.clock(turn.now),
             &self.settings,
             turn.inbox,
             turn.outbox,
-            self,
+            &*self.kept,
             &mut |text: fmt::Arguments<'_>| warn!("{text}"),
         );
         match next {
@@ -269,14 +267,6 @@ impl Service for Scache {
     }
 
     fn before_wait(&self, now: Instant) -> Option<Instant> {
-        let clock = self.clock(now);
-        let (expired, next) = {
-            let mut cache = self.lock();
-            let expired = cache.expire(clock);
-            (expired, cache.next_expiry())
-        };
-        // Closing takes its time, so nobody waits for the cache meanwhile.
-        drop(expired);
         let due = self
             .report
             .lock()
@@ -288,10 +278,20 @@ impl Service for Scache {
         } else {
             due
         };
-        Some(next.map_or(due, |next| due.min(self.epoch + next)))
+        Some(due)
     }
 
     fn before_exit(&self) {
         self.log_statistics(Instant::now());
+        self.kept.leave();
+        let keeper = self
+            .keeper
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
+        if let Some(keeper) = keeper {
+            let _ = keeper.join();
+        }
+        debug!("{:?}", self.kept.counted());
     }
 }

@@ -1,0 +1,385 @@
+//! The sessions of the connection cache, and the thread that looks after them.
+//!
+//! Every session is in one epoll set from the moment it is saved, under the lock, until it is found or ends. The
+//! thread waits for what is heard of any of them and for the next expiry; it alone closes sessions, and says
+//! goodbye to their far ends. Clients' threads never do: they leave what ended in the cache, and wake it.
+
+use std::collections::{HashMap, VecDeque};
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use postkeep_scache::{
+    Cache, Cause, Counters, Death, Ended, Rules, SessionId, SharedCache, Statistics, Unfit,
+};
+use postkeep_sys::idle::{self, FarEnd, Heard};
+use postkeep_sys::readiness::{Bell, Events, Interest, Poller, Ready};
+use postkeep_sys::socket;
+
+/// The token of the thread's own bell.
+const BELL: u64 = u64::MAX;
+/// Descriptors taken from one wait.
+const EVENTS: usize = 256;
+/// Sessions that are examined without letting others have the cache in between.
+const BATCH: usize = 32;
+/// How long a far end may take to answer a goodbye before the connection is closed all the same.
+const LINGER: Duration = Duration::from_secs(2);
+/// The same when the process waits for it.
+const LAST_LINGER: Duration = Duration::from_millis(100);
+/// How long to look away from a descriptor that is said to be ready, and is not or not any more.
+const PAUSE: Duration = Duration::from_millis(1);
+
+/// The sessions and who looks after them.
+#[derive(Debug)]
+pub(super) struct Kept {
+    state: Mutex<State>,
+    poller: Poller,
+    bell: Bell,
+    /// The zero of the cache's clock.
+    epoch: Instant,
+    liveness: bool,
+    /// Last component of the path at which clients find this service.
+    own_name: Vec<u8>,
+    /// Connections that may wait for the answer to a goodbye at one time.
+    most_lingering: usize,
+    leaving: AtomicBool,
+    said: AtomicU64,
+    not_said: AtomicU64,
+}
+
+#[derive(Debug)]
+struct State {
+    cache: Cache<OwnedFd>,
+    /// When the thread will look at the cache without being woken; `None`: never.
+    wakes: Option<Duration>,
+}
+
+/// What was counted, for whoever wants to show it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Counted {
+    /// Sessions, by what became of them.
+    pub(super) sessions: Counters,
+    /// Goodbyes that were sent.
+    pub(super) said: u64,
+    /// Goodbyes for which the connection had no room, or that found it broken.
+    pub(super) not_said: u64,
+    /// Sessions in the cache now.
+    pub(super) now: usize,
+}
+
+impl Kept {
+    /// An empty cache.
+    ///
+    /// - `liveness`: whether far ends are watched; else a session is whatever a client says it is
+    /// - `own_name`: last component of the path at which clients find this service
+    /// - `most_lingering`: connections that may wait for the answer to a goodbye at one time
+    ///
+    /// # Errors
+    /// The system has no descriptors left.
+    pub(super) fn new(
+        rules: Rules,
+        liveness: bool,
+        own_name: &str,
+        most_lingering: usize,
+        epoch: Instant,
+    ) -> io::Result<Self> {
+        let (poller, bell) = (Poller::new()?, Bell::new()?);
+        poller.add(&bell, BELL, Interest::Read)?;
+        Ok(Self {
+            state: Mutex::new(State {
+                cache: Cache::new(rules),
+                // Until the thread has looked for the first time it need not be told to.
+                wakes: Some(Duration::ZERO),
+            }),
+            poller,
+            bell,
+            epoch,
+            liveness,
+            own_name: own_name.as_bytes().to_vec(),
+            most_lingering,
+            leaving: AtomicBool::new(false),
+            said: AtomicU64::new(0),
+            not_said: AtomicU64::new(0),
+        })
+    }
+
+    /// The cache's clock.
+    pub(super) fn clock(&self, now: Instant) -> Duration {
+        now.saturating_duration_since(self.epoch)
+    }
+
+    /// Ends a reporting interval.
+    pub(super) fn take_statistics(&self) -> Statistics {
+        self.lock().cache.take_statistics()
+    }
+
+    /// What has been counted since the process began.
+    pub(super) fn counted(&self) -> Counted {
+        let state = self.lock();
+        Counted {
+            sessions: *state.cache.counters(),
+            said: self.said.load(Ordering::Relaxed),
+            not_said: self.not_said.load(Ordering::Relaxed),
+            now: state.cache.sessions(),
+        }
+    }
+
+    /// Has the thread end all sessions, and then itself; it takes at most a moment longer than saying goodbye.
+    pub(super) fn leave(&self) {
+        self.leaving.store(true, Ordering::SeqCst);
+        self.bell.ring();
+    }
+
+    /// Looks after the sessions until told to leave.
+    pub(super) fn look_after(&self) {
+        let mut events = Events::new(EVENTS);
+        let mut lingering = Lingering::default();
+        loop {
+            let leaving = self.leaving.load(Ordering::SeqCst);
+            let mut now = Instant::now();
+            if leaving {
+                let ended = self.lock().cache.shut_down();
+                self.part(ended, &mut lingering, now);
+                lingering.hurry(now + LAST_LINGER);
+            }
+            let next = self.expire(&mut lingering);
+            now = Instant::now();
+            lingering.close_late(&self.poller, now);
+            if leaving && lingering.is_empty() {
+                return;
+            }
+            let expiry = next.map(|next| self.epoch + next);
+            let until = expiry.into_iter().chain(lingering.next()).min();
+            let limit = until.map(|until| until.saturating_duration_since(now));
+            if let Err(error) = self.poller.wait(&mut events, limit) {
+                log::warn!("epoll_wait: {}", postkeep_sys::error_text(&error));
+                std::thread::sleep(PAUSE);
+            }
+            self.hear(events.ready(), &mut lingering);
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Ends what is due, in portions, and parts with what has ended; says when the next is due.
+    fn expire(&self, lingering: &mut Lingering) -> Option<Duration> {
+        loop {
+            let now = Instant::now();
+            let clock = self.clock(now);
+            let (ended, next) = {
+                let mut state = self.lock();
+                let ended = state.cache.expire(clock);
+                let next = state.cache.next_expiry();
+                state.wakes = next;
+                (ended, next)
+            };
+            self.part(ended, lingering, now);
+            if next.is_none_or(|next| next > clock) {
+                return next;
+            }
+        }
+    }
+
+    /// Finds out what was heard of which session.
+    fn hear(&self, ready: &[Ready], lingering: &mut Lingering) {
+        for ready in ready {
+            if ready.token == BELL {
+                self.bell.silence();
+            } else if Lingering::is_token(ready.token) {
+                lingering.heard(&self.poller, ready);
+            }
+        }
+        let mut idle = false;
+        for portion in ready.chunks(BATCH) {
+            let mut state = self.lock();
+            for ready in portion {
+                if ready.token == BELL || Lingering::is_token(ready.token) {
+                    continue;
+                }
+                let session = SessionId::from_token(ready.token);
+                let mut examine = |handle: &OwnedFd| {
+                    // What is ready for ever for a reason that cannot be read away is not good either.
+                    examine(handle).or_else(|| ready.hung_up.then_some(Death::Broken))
+                };
+                idle |= !state.cache.examine(session, &mut examine);
+            }
+            let ended = state.cache.take_ended();
+            drop(state);
+            self.part(ended, lingering, Instant::now());
+        }
+        if idle {
+            // It was found a moment ago, and will be out of the set in another.
+            std::thread::sleep(PAUSE);
+        }
+    }
+
+    /// Says goodbye where it is due, and closes; nothing here waits.
+    fn part(&self, ended: Vec<Ended<OwnedFd>>, lingering: &mut Lingering, now: Instant) {
+        for Ended {
+            handle,
+            cause,
+            goodbye,
+        } in ended
+        {
+            // Somebody else may have it open still, and then closing our copy does not take it out.
+            let _ = self.poller.remove(&handle);
+            if let Some(words) = goodbye {
+                if matches!(socket::send(&handle, &words), Ok(count) if count == words.len()) {
+                    self.said.fetch_add(1, Ordering::Relaxed);
+                    let _ = idle::finish_sending(&handle);
+                    if lingering.len() < self.most_lingering {
+                        lingering.add(&self.poller, handle, now + LINGER);
+                    }
+                } else {
+                    self.not_said.fetch_add(1, Ordering::Relaxed);
+                }
+            } else if cause == Cause::Dead(Death::Unsolicited) {
+                idle::discard(&handle);
+            }
+        }
+    }
+}
+
+/// Whether a session has died.
+fn examine(handle: &OwnedFd) -> Option<Death> {
+    match idle::listen(handle) {
+        Heard::Nothing => None,
+        Heard::Bytes => Some(Death::Unsolicited),
+        Heard::End => Some(Death::Closed),
+        Heard::Failure => Some(Death::Broken),
+    }
+}
+
+impl SharedCache<OwnedFd> for Kept {
+    fn with<R>(&self, operation: impl FnOnce(&mut Cache<OwnedFd>) -> R) -> R {
+        let mut state = self.lock();
+        let outcome = operation(&mut state.cache);
+        let next = state.cache.next_expiry();
+        let late = next.is_some_and(|next| state.wakes.is_none_or(|wakes| next < wakes));
+        if late {
+            state.wakes = next;
+        }
+        drop(state);
+        if late {
+            self.bell.ring();
+        }
+        outcome
+    }
+
+    fn admit(&self, handle: &OwnedFd) -> Result<(), Unfit> {
+        if !self.liveness {
+            return Ok(());
+        }
+        match idle::far_end(handle) {
+            Err(_) => Err(Unfit::NotConnected),
+            Ok(FarEnd::Path(path))
+                if path.rsplit(|&byte| byte == b'/').next() == Some(&self.own_name) =>
+            {
+                Err(Unfit::OwnClient)
+            }
+            Ok(_) => Ok(()),
+        }
+    }
+
+    fn watch(&self, session: SessionId, handle: &OwnedFd) {
+        if self.liveness {
+            // One that the system cannot watch is still looked at before it is handed out.
+            let _ = self.poller.add(handle, session.token(), Interest::Read);
+        }
+    }
+
+    fn examine(&self, handle: &OwnedFd) -> Option<Death> {
+        if self.liveness { examine(handle) } else { None }
+    }
+
+    fn release(&self, handle: &OwnedFd) {
+        if self.liveness {
+            // The client has the connection open when our copy is closed, so that would not do.
+            let _ = self.poller.remove(handle);
+        }
+    }
+}
+
+/// Connections on which a goodbye was said, and whose far end is about to close.
+///
+/// Closed at once, such a connection would be reset by the answer to the goodbye, and the far end would see an
+/// error instead of the end.
+#[derive(Debug, Default)]
+struct Lingering {
+    connections: HashMap<u32, OwnedFd>,
+    /// Those that may have gone meanwhile are still named.
+    late: VecDeque<(Instant, u32)>,
+    last: u32,
+}
+
+impl Lingering {
+    /// Tokens of sessions have something in their upper half.
+    fn is_token(token: u64) -> bool {
+        token >> 32 == 0
+    }
+
+    fn len(&self) -> usize {
+        self.connections.len()
+    }
+
+    fn is_empty(&self) -> bool {
+        self.connections.is_empty()
+    }
+
+    fn add(&mut self, poller: &Poller, connection: OwnedFd, until: Instant) {
+        self.last = self.last.wrapping_add(1);
+        if poller
+            .add(&connection, self.last.into(), Interest::Read)
+            .is_ok()
+        {
+            self.connections.insert(self.last, connection);
+            self.late.push_back((until, self.last));
+        }
+    }
+
+    fn heard(&mut self, poller: &Poller, ready: &Ready) {
+        let number = u32::try_from(ready.token).unwrap_or(0);
+        if let Some(connection) = self.connections.get(&number)
+            && (ready.hung_up || matches!(idle::discard(connection), Heard::End | Heard::Failure))
+        {
+            self.close(poller, number);
+        }
+    }
+
+    fn close(&mut self, poller: &Poller, number: u32) {
+        if let Some(connection) = self.connections.remove(&number) {
+            let _ = poller.remove(&connection);
+        }
+    }
+
+    /// When the next one is late.
+    fn next(&self) -> Option<Instant> {
+        if self.is_empty() {
+            return None;
+        }
+        self.late.front().map(|(until, _)| *until)
+    }
+
+    /// Nobody is waited for longer than this.
+    fn hurry(&mut self, until: Instant) {
+        for (late, _) in &mut self.late {
+            *late = until.min(*late);
+        }
+    }
+
+    fn close_late(&mut self, poller: &Poller, now: Instant) {
+        while let Some(&(until, number)) = self.late.front()
+            && (until <= now || !self.connections.contains_key(&number))
+        {
+            self.late.pop_front();
+            self.close(poller, number);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
