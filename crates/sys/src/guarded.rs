@@ -278,28 +278,42 @@ impl Source for GuardedMap {
     fn compare(&self, offset: u64, length: usize, wanted: &[u8]) -> Option<Ordering> {
         let (mut at, _) = inside(offset, length, self.length)?;
         let common = length.min(wanted.len());
-        for piece in wanted[..common].chunks(WORD) {
-            let mut bytes = [0; WORD];
-            bytes[..piece.len()].copy_from_slice(piece);
-            let wanted = u64::from_be_bytes(bytes);
-            let unused = 8 * (WORD - piece.len());
-            // SAFETY: a piece has 1 to 8 bytes, and all of them are inside.
-            let found = unsafe { self.word(at, piece.len()) }.swap_bytes() >> unused << unused;
+        let (words, rest) = wanted[..common].as_chunks::<WORD>();
+        for word in words {
+            let wanted = u64::from_be_bytes(*word);
+            // SAFETY: eight bytes, all of them inside.
+            let found = unsafe { self.word(at, WORD) }.swap_bytes();
             if found != wanted {
                 return Some(found.cmp(&wanted));
             }
             at += WORD;
+        }
+        if !rest.is_empty() {
+            let wanted = rest.iter().fold(0, |all, byte| all << 8 | u64::from(*byte));
+            // SAFETY: 1 to 7 bytes, all of them inside.
+            let found =
+                unsafe { self.word(at, rest.len()) }.swap_bytes() >> (8 * (WORD - rest.len()));
+            if found != wanted {
+                return Some(found.cmp(&wanted));
+            }
         }
         Some(length.cmp(&wanted.len()))
     }
 
     fn read(&self, offset: u64, out: &mut [u8]) -> Option<()> {
         let (mut at, _) = inside(offset, out.len(), self.length)?;
-        for piece in out.chunks_mut(WORD) {
-            // SAFETY: a piece has 1 to 8 bytes, and all of them are inside.
-            let word = unsafe { self.word(at, piece.len()) }.to_le_bytes();
-            piece.copy_from_slice(&word[..piece.len()]);
+        let (words, rest) = out.as_chunks_mut::<WORD>();
+        for word in words {
+            // SAFETY: eight bytes, all of them inside.
+            *word = unsafe { self.word(at, WORD) }.to_le_bytes();
             at += WORD;
+        }
+        if !rest.is_empty() {
+            // SAFETY: 1 to 7 bytes, all of them inside.
+            let word = unsafe { self.word(at, rest.len()) }.to_le_bytes();
+            for (byte, found) in rest.iter_mut().zip(word) {
+                *byte = found;
+            }
         }
         Some(())
     }

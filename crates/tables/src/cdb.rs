@@ -183,13 +183,16 @@ impl Cdb {
     }
 
     fn find(&self, flags: Flags, key: &[u8], value: &mut Vec<u8>) -> Result<Outcome, Damage> {
-        for form in forms(self.flags, flags) {
-            if let Some(record) = self.reader.find(key, form.tail())? {
-                self.reader.append_value(record, value)?;
-                return Ok(Outcome::Done);
-            }
-        }
-        Ok(Outcome::Absent)
+        let record = match forms(self.flags, flags) {
+            [only] => self.reader.find(key, only.tail())?,
+            [first, second, ..] => self.reader.find_any(key, [first.tail(), second.tail()])?,
+            [] => None,
+        };
+        let Some(record) = record else {
+            return Ok(Outcome::Absent);
+        };
+        self.reader.append_value(record, value)?;
+        Ok(Outcome::Done)
     }
 
     /// Where the entry begins that follows the one on which a cursor stands.

@@ -23,9 +23,6 @@ const LENGTHS: u32 = 8;
 /// How much of a file that is not in memory is read at once to compare or to look for a slot (bytes).
 const PIECE: u32 = 256;
 
-/// How many bytes of slots are copied at once from a file that is mapped: the wanted one is seldom far.
-const SLOTS: u32 = 32;
-
 /// How far from the end of a file the last byte may be that is not zero, for the file to be mapped.
 const FARTHEST: u64 = 1 << 16;
 
@@ -88,6 +85,18 @@ impl Record {
     fn key_at(self) -> u32 {
         self.at + LENGTHS
     }
+}
+
+/// Where the search for a hash begins.
+#[derive(Clone, Copy, Default)]
+struct Probe {
+    hash: u32,
+    /// The hash table and the number of its slots.
+    position: u32,
+    slots: u32,
+    /// The slot that is looked at first, and what is in it unless the file is read piece by piece.
+    first: u32,
+    slot: (u32, u32),
 }
 
 enum Data {
@@ -189,7 +198,35 @@ impl Reader {
     /// # Errors
     /// [`Damage`].
     pub fn find(&self, key: &[u8], tail: &[u8]) -> Result<Option<Record>, Damage> {
-        self.sure(self.search(key, tail)?)
+        self.find_any(key, [tail])
+    }
+
+    /// As [`Reader::find`], with several tails in the order in which they are preferred.
+    ///
+    /// # Errors
+    /// [`Damage`].
+    pub fn find_any<const N: usize>(
+        &self,
+        key: &[u8],
+        tails: [&[u8]; N],
+    ) -> Result<Option<Record>, Damage> {
+        let start = hash(HASH_START, key);
+        // The places where the searches begin are far from each other and seldom in a cache. Read one after the other
+        // without looking at them in between, they come from memory at the same time.
+        let mut probes = [Probe::default(); N];
+        for (probe, tail) in probes.iter_mut().zip(tails) {
+            *probe = self.probe(hash(start, tail))?;
+        }
+        for (probe, tail) in probes.iter().zip(tails) {
+            let found = match self.data {
+                Data::Memory(_) | Data::Map(..) => self.search(probe, key, tail)?,
+                Data::File(_) => self.search_file(probe, key, tail)?,
+            };
+            if found.is_some() {
+                return self.sure(found);
+            }
+        }
+        self.sure(None)
     }
 
     /// A result that was read before, if all that was read was in the file.
@@ -200,29 +237,70 @@ impl Reader {
         }
     }
 
-    fn search(&self, key: &[u8], tail: &[u8]) -> Result<Option<Record>, Damage> {
-        let wanted = hash(hash(HASH_START, key), tail);
-        let (position, slots) = self.tables[(wanted & 255) as usize];
-        if slots == 0 {
-            return Ok(None);
-        }
-        let first = (wanted >> 8) % slots;
-        let most = match self.data {
-            Data::Map(..) => SLOTS,
-            Data::Memory(_) | Data::File(_) => PIECE,
+    fn probe(&self, hash: u32) -> Result<Probe, Damage> {
+        let (position, slots) = self.tables[(hash & 255) as usize];
+        let mut probe = Probe {
+            hash,
+            position,
+            slots,
+            ..Probe::default()
         };
+        if slots != 0 {
+            probe.first = (hash >> 8) % slots;
+            if !matches!(self.data, Data::File(_)) {
+                probe.slot = self.slot(position + probe.first * 8)?;
+            }
+        }
+        Ok(probe)
+    }
+
+    /// The hash and the position in a slot.
+    fn slot(&self, at: u32) -> Result<(u32, u32), Damage> {
+        let mut buffer = [0; 8];
+        Ok(pair(self.piece(at, 8, &mut buffer)?))
+    }
+
+    fn search(&self, probe: &Probe, key: &[u8], tail: &[u8]) -> Result<Option<Record>, Damage> {
+        let (mut number, mut slot) = (probe.first, probe.slot);
+        for _ in 0..probe.slots {
+            let (hash, at) = slot;
+            if at == 0 {
+                break;
+            }
+            if hash == probe.hash
+                && let Some(record) = self.compare(at, key, tail)?
+            {
+                return Ok(Some(record));
+            }
+            number = if number + 1 < probe.slots {
+                number + 1
+            } else {
+                0
+            };
+            slot = self.slot(probe.position + number * 8)?;
+        }
+        Ok(None)
+    }
+
+    /// As [`Reader::search`], with many slots in each call to the system.
+    fn search_file(
+        &self,
+        probe: &Probe,
+        key: &[u8],
+        tail: &[u8],
+    ) -> Result<Option<Record>, Damage> {
         // The slots up to the end of the table, then those from its beginning.
-        for (from, to) in [(first, slots), (0, first)] {
+        for (from, to) in [(probe.first, probe.slots), (0, probe.first)] {
             let mut slot = from;
             while slot < to {
-                let count = (to - slot).min(most / 8);
+                let count = (to - slot).min(PIECE / 8);
                 let mut buffer = [0; PIECE as usize];
-                let piece = self.piece(position + slot * 8, count * 8, &mut buffer)?;
+                let piece = self.piece(probe.position + slot * 8, count * 8, &mut buffer)?;
                 for (hash, at) in piece.chunks_exact(8).map(pair) {
                     if at == 0 {
                         return Ok(None);
                     }
-                    if hash == wanted
+                    if hash == probe.hash
                         && let Some(record) = self.compare(at, key, tail)?
                     {
                         return Ok(Some(record));
