@@ -1,9 +1,11 @@
 //! Tables in Berkeley DB files: `hash:` and `btree:` (Postfix `src/util/dict_db.c`).
 //!
-//! Reading is ours ([`reader`]); writing is the library's ([`postkeep_sys::berkeley`]). A file is open once per table;
-//! its pages are read with pread(2) under a shared lock, nothing is kept from one lookup to the next.
+//! Reading is ours ([`reader`]); writing is the library's ([`postkeep_sys::berkeley`]). A file is open once per table.
+//! Its pages are read with pread(2) under a shared lock; those of a file that stays the same are kept ([`generation`]),
+//! and looked up in without a lock and without a system call.
 
 mod build;
+mod generation;
 mod hash_pages;
 mod pages;
 pub mod reader;
@@ -19,6 +21,7 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use arc_swap::ArcSwapOption;
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use postkeep_sys::berkeley::{Database, Error, Layout, Library, library};
@@ -35,7 +38,8 @@ use crate::indexed::{
 };
 use crate::table_type::{Capabilities, Request};
 
-use reader::{Fault, Reader};
+use generation::{Changing, Generation, Settling, Stamp, stamp};
+use reader::{Fault, Header, Reader};
 
 pub(crate) use build::build;
 
@@ -123,23 +127,6 @@ fn words(fault: &Fault) -> String {
     error_text(&io::Error::from_raw_os_error(fault.number()))
 }
 
-/// A file as it was at some moment.
-type Stamp = [i64; 7];
-
-fn stamp(file: &File) -> io::Result<Stamp> {
-    let metadata = file.metadata()?;
-    let signed = u64::cast_signed;
-    Ok([
-        signed(metadata.dev()),
-        signed(metadata.ino()),
-        signed(metadata.len()),
-        metadata.mtime(),
-        metadata.mtime_nsec(),
-        metadata.ctime(),
-        metadata.ctime_nsec(),
-    ])
-}
-
 struct Berkeley {
     /// With the suffix, as the reference names an open table.
     name: TableName,
@@ -150,6 +137,10 @@ struct Berkeley {
     caller: Caller,
     owner: Owner,
     file: RwLock<Arc<LockedFile>>,
+    /// Pages of that file, where it stays as it is. Changed only while `file` is locked, so that it is never that of
+    /// a file before.
+    generation: ArcSwapOption<Generation>,
+    settling: Settling,
     /// The form in which a key was found: 0 not known, 1 with NUL, 2 plain.
     seen: AtomicU8,
     /// The file when damage in it was reported.
@@ -175,73 +166,80 @@ fn check_whole(file: &LockedFile, layout: Layout) -> Result<(), Fault> {
 
 /// Opens a table of either type.
 pub(crate) fn open(request: &Request<'_>, layout: Layout) -> Result<Arc<dyn Table>, OpenError> {
-    let path = with_suffix(request.name.name(), ".db");
-    let write = request.access == Access::ReadWrite;
-    let mut file = open_file(&path, write);
-    if write
-        && request.context.caller == Caller::Daemon
-        && let Err(error) = &file
-        && error.kind() == io::ErrorKind::NotFound
-    {
-        build::create_empty(request.name, &path, layout)?;
-        file = open_file(&path, write);
-    }
-    let file = file.map_err(|error| cannot_open(&path, error_text(&error)))?;
-    let metadata = file
-        .metadata()
-        .map_err(|error| cannot_open(&path, error_text(&error)))?;
-    let file = LockedFile::with_flock(file);
-    {
-        let _guard = request
-            .flags
-            .contains(Flags::LOCK)
-            .then(|| file.read())
-            .transpose()
-            .map_err(|error| {
-                OpenError::Unavailable(format!(
-                    "shared-lock database {} for open: {}",
-                    shown(&path),
-                    error_text(&error)
-                ))
-            })?;
-        check_whole(&file, layout).map_err(|fault| cannot_open(&path, words(&fault)))?;
-    }
-    if write {
-        library_for(request.name, &path)?;
-    }
-    let name = TableName::parse(&[request.name.kind(), b":", path.as_os_str().as_bytes()].concat())
-        .map_err(|error| OpenError::Unavailable(error.to_string()))?;
-    if request.flags.contains(Flags::LOCK) {
-        warn_when_older(&path, &metadata, request.name.name());
-    }
-    let mut flags = request.fixed_flags();
-    if !flags.intersects(Flags::TRY0NULL | Flags::TRY1NULL) {
-        flags.insert(Flags::TRY0NULL | Flags::TRY1NULL);
-    }
-    let table = Berkeley {
-        name,
-        path,
-        layout,
-        flags,
-        write,
-        caller: request.context.caller,
-        owner: owner(metadata.uid()),
-        file: RwLock::new(Arc::new(file)),
-        seen: AtomicU8::new(0),
-        reported: Mutex::new(None),
-        whole: Mutex::new(None),
-    };
-    table.hold(&table.current()).map_err(|error| {
-        OpenError::Unavailable(format!(
-            "{}: unable to get exclusive lock: {}",
-            request.name,
-            error_text(&error)
-        ))
-    })?;
-    Ok(Arc::new(table))
+    Ok(Arc::new(Berkeley::open(request, layout)?))
 }
 
 impl Berkeley {
+    fn open(request: &Request<'_>, layout: Layout) -> Result<Self, OpenError> {
+        let path = with_suffix(request.name.name(), ".db");
+        let write = request.access == Access::ReadWrite;
+        let mut file = open_file(&path, write);
+        if write
+            && request.context.caller == Caller::Daemon
+            && let Err(error) = &file
+            && error.kind() == io::ErrorKind::NotFound
+        {
+            build::create_empty(request.name, &path, layout)?;
+            file = open_file(&path, write);
+        }
+        let file = file.map_err(|error| cannot_open(&path, error_text(&error)))?;
+        let metadata = file
+            .metadata()
+            .map_err(|error| cannot_open(&path, error_text(&error)))?;
+        let file = LockedFile::with_flock(file);
+        {
+            let _guard = request
+                .flags
+                .contains(Flags::LOCK)
+                .then(|| file.read())
+                .transpose()
+                .map_err(|error| {
+                    OpenError::Unavailable(format!(
+                        "shared-lock database {} for open: {}",
+                        shown(&path),
+                        error_text(&error)
+                    ))
+                })?;
+            check_whole(&file, layout).map_err(|fault| cannot_open(&path, words(&fault)))?;
+        }
+        if write {
+            library_for(request.name, &path)?;
+        }
+        let name =
+            TableName::parse(&[request.name.kind(), b":", path.as_os_str().as_bytes()].concat())
+                .map_err(|error| OpenError::Unavailable(error.to_string()))?;
+        if request.flags.contains(Flags::LOCK) {
+            warn_when_older(&path, &metadata, request.name.name());
+        }
+        let mut flags = request.fixed_flags();
+        if !flags.intersects(Flags::TRY0NULL | Flags::TRY1NULL) {
+            flags.insert(Flags::TRY0NULL | Flags::TRY1NULL);
+        }
+        let table = Self {
+            name,
+            path,
+            layout,
+            flags,
+            write,
+            caller: request.context.caller,
+            owner: owner(metadata.uid()),
+            file: RwLock::new(Arc::new(file)),
+            generation: ArcSwapOption::empty(),
+            settling: Settling::default(),
+            seen: AtomicU8::new(0),
+            reported: Mutex::new(None),
+            whole: Mutex::new(None),
+        };
+        table.hold(&table.current()).map_err(|error| {
+            OpenError::Unavailable(format!(
+                "{}: unable to get exclusive lock: {}",
+                request.name,
+                error_text(&error)
+            ))
+        })?;
+        Ok(table)
+    }
+
     fn current(&self) -> Arc<LockedFile> {
         Arc::clone(&self.file.read().unwrap_or_else(PoisonError::into_inner))
     }
@@ -262,7 +260,9 @@ impl Berkeley {
             .map_err(|error| {
                 LookupError::Retry(cannot_open(&self.path, error_text(&error)).to_string())
             })?;
-        *self.file.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(file);
+        let mut current = self.file.write().unwrap_or_else(PoisonError::into_inner);
+        *current = Arc::new(file);
+        self.generation.store(None);
         Ok(())
     }
 
@@ -298,23 +298,95 @@ impl Berkeley {
         reported.is_some() && stamp(file).ok() == reported
     }
 
-    /// Reads, again after a while where the file looks damaged, and from the file that is there then.
+    /// What is kept of the file, if it may be trusted now.
+    fn generation(&self) -> Option<Arc<Generation>> {
+        let generation = self.generation.load();
+        let kept = generation.as_ref()?;
+        if kept.is_current() {
+            return Some(Arc::clone(kept));
+        }
+        self.forget(kept);
+        None
+    }
+
+    /// Keeps pages of a file that is still the table's.
+    fn keep(&self, file: &Arc<LockedFile>, generation: Generation) {
+        let current = self.file.read().unwrap_or_else(PoisonError::into_inner);
+        if Arc::ptr_eq(&current, file) {
+            self.generation.store(Some(Arc::new(generation)));
+        }
+    }
+
+    fn forget(&self, generation: &Arc<Generation>) {
+        self.generation.compare_and_swap(generation, None);
+    }
+
+    /// Looks up in the pages that are kept. `None` where that gives no answer, and nothing was done.
+    fn find_in_memory(
+        &self,
+        flags: Flags,
+        key: &[u8],
+        value: &mut Vec<u8>,
+    ) -> Option<Result<Outcome, LookupError>> {
+        let generation = self.generation.load();
+        let kept = generation.as_ref()?;
+        if !kept.is_current() {
+            self.forget(kept);
+            return None;
+        }
+        // A page that says what cannot be is looked at again in the file, like one that is missing.
+        let outcome = self.find(&kept.reader(), flags, key, value).ok()?;
+        Some(Ok(outcome))
+    }
+
+    /// Looks up in a file that is locked, or need not be. Pages are kept, or read anew where the file is another one
+    /// than a moment ago, or a page says what cannot be.
+    fn find_in_file(
+        &self,
+        file: &Arc<LockedFile>,
+        locked: bool,
+        flags: Flags,
+        key: &[u8],
+        value: &mut Vec<u8>,
+    ) -> Result<Outcome, Fault> {
+        if locked && let Some(generation) = self.generation() {
+            let filling = generation.filling();
+            let found = self.find(&filling.reader(), flags, key, value);
+            match found {
+                Ok(outcome) => return Ok(outcome),
+                Err(_) if filling.has_changed() => self.forget(&generation),
+                Err(_) => {
+                    return self.find(&Reader::new(file.file(), self.layout)?, flags, key, value);
+                }
+            }
+        }
+        let settling = self.settling.begin();
+        let header = Header::read(file.file(), self.layout)?;
+        let outcome = self.find(&header.reader(file.file()), flags, key, value)?;
+        if locked && let Some(generation) = settling.end(file, header) {
+            self.keep(file, generation);
+        }
+        Ok(outcome)
+    }
+
+    /// Reads, again after a while where the file looks damaged, and from the file that is there then. The operation
+    /// gets the file and whether it is locked.
     fn read<R>(
         &self,
         flags: Flags,
         failure: impl Fn(&Fault) -> String,
-        mut operation: impl FnMut(&Reader<'_>) -> Result<R, Fault>,
+        mut operation: impl FnMut(&Arc<LockedFile>, bool) -> Result<R, Fault>,
     ) -> Result<R, LookupError> {
         let mut pauses = PAUSES.iter();
         loop {
             let file = self.current();
             let result = {
-                let _guard = self
+                let guard = self
                     .locks(flags)
                     .then(|| file.read())
                     .transpose()
                     .map_err(|error| self.cannot_lock(&error))?;
-                Reader::new(file.file(), self.layout).and_then(|reader| operation(&reader))
+                operation(&file, guard.is_some())
             };
             let fault = match result {
                 Ok(result) => return Ok(result),
@@ -396,6 +468,8 @@ impl Berkeley {
             }
             self.check_whole(file.file())
                 .map_err(|fault| failure(&words(&fault)))?;
+            // Said before the lock is given up, whether or not all goes well.
+            let changing = Changing;
             let mut database = library
                 .open(&path, self.layout, false, SMALL_CACHE)
                 .map_err(|error| failure(&error))?;
@@ -409,6 +483,7 @@ impl Berkeley {
             database.close(sync).map_err(|error| {
                 LookupError::Retry(format!("{}: flush dictionary: {error}", shown(&self.path)))
             })?;
+            drop(changing);
             *self.whole.lock().unwrap_or_else(PoisonError::into_inner) = stamp(file.file()).ok();
             return Ok(result);
         }
@@ -461,10 +536,13 @@ impl Table for Berkeley {
         key: &[u8],
         value: &mut Vec<u8>,
     ) -> Result<Outcome, LookupError> {
+        if let Some(result) = self.find_in_memory(flags, key, value) {
+            return result;
+        }
         self.read(
             flags,
             |fault| self.cannot_read(fault),
-            |reader| self.find(reader, flags, key, value),
+            |file, locked| self.find_in_file(file, locked, flags, key, value),
         )
     }
 
@@ -474,8 +552,11 @@ impl Table for Berkeley {
         key: &[u8],
         value: &mut Vec<u8>,
     ) -> Option<Result<Outcome, LookupError>> {
+        if let Some(result) = self.find_in_memory(flags, key, value) {
+            return Some(result);
+        }
         let file = self.current();
-        let _guard = if self.locks(flags) {
+        let guard = if self.locks(flags) {
             match file.try_read() {
                 Ok(Some(guard)) => Some(guard),
                 Ok(None) => return None,
@@ -484,10 +565,9 @@ impl Table for Berkeley {
         } else {
             None
         };
-        let reader = Reader::new(file.file(), self.layout).ok()?;
         // A file that looks damaged is read again where that may take its time.
-        let outcome = self.find(&reader, flags, key, value).ok()?;
-        Some(Ok(outcome))
+        let outcome = self.find_in_file(&file, guard.is_some(), flags, key, value);
+        Some(Ok(outcome.ok()?))
     }
 
     fn update(&self, flags: Flags, key: &[u8], value: &[u8]) -> Result<Outcome, LookupError> {
@@ -545,7 +625,7 @@ impl Table for Berkeley {
                     words(fault)
                 )
             },
-            |reader| reader.after(last, key, value),
+            |file, _| Reader::new(file.file(), self.layout)?.after(last, key, value),
         )?;
         let Some(place) = found else {
             return Ok(Outcome::Absent);

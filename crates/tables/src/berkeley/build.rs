@@ -14,6 +14,7 @@ use postkeep_sys::lock::{Kind, LockedFile};
 use postkeep_sys::process::{HeldSignals, hold_signals};
 use postkeep_table::{Flags, OpenError, Outcome, TableName};
 
+use super::generation::Changing;
 use super::reader::Reader;
 use super::{ATTEMPTS, Caller, cannot_open, is_at, library_for, open_file, shown, words};
 use crate::indexed::{Form, duplicate, prescribed_form, with_suffix};
@@ -303,6 +304,7 @@ impl Building {
 
     /// Puts the new file in the place of the old one.
     fn replace(&self, fresh: &Fresh) -> io::Result<()> {
+        let _changing = Changing;
         let file = open_file(&fresh.path, true)?;
         if let Some(old) = &self.old
             && (fresh.elsewhere || !self.adopt(&file)?)

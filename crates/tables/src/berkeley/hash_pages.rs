@@ -223,7 +223,7 @@ impl Buckets {
 }
 
 /// An item, which ends where the one before it begins.
-fn item(page: &Page, index: usize) -> Result<Item<'_>, Fault> {
+fn item<'p>(page: &'p Page<'_>, index: usize) -> Result<Item<'p>, Fault> {
     let start = page.offset(index)?;
     let end = match index {
         0 => page.end(),

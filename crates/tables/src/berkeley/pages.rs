@@ -7,7 +7,7 @@ use std::cell::RefCell;
 use std::cmp::Ordering;
 use std::fs::File;
 use std::io;
-use std::ops::ControlFlow;
+use std::ops::{ControlFlow, Deref};
 use std::os::unix::fs::FileExt;
 
 /// Where the pages come from: a file, or bytes in memory.
@@ -23,6 +23,12 @@ pub trait PageSource {
     /// # Errors
     /// The file cannot be asked.
     fn length(&self) -> io::Result<u64>;
+
+    /// Exactly these bytes where they are in memory, so that they need not be copied; `None` has them read.
+    fn lend(&self, offset: u64, length: usize) -> Option<&[u8]> {
+        let _ = (offset, length);
+        None
+    }
 }
 
 impl PageSource for File {
@@ -133,16 +139,24 @@ thread_local! {
 /// How many buffers a thread keeps.
 const KEPT_BUFFERS: usize = 4;
 
-/// A page in memory.
-pub(super) struct Page {
-    bytes: Vec<u8>,
-    order: Order,
-    pub number: u32,
+/// A buffer that goes back to its thread.
+struct Buffer(Vec<u8>);
+
+impl Buffer {
+    fn take() -> Self {
+        Self(
+            BUFFERS
+                .try_with(|buffers| buffers.try_borrow_mut().ok()?.pop())
+                .ok()
+                .flatten()
+                .unwrap_or_default(),
+        )
+    }
 }
 
-impl Drop for Page {
+impl Drop for Buffer {
     fn drop(&mut self) {
-        let bytes = std::mem::take(&mut self.bytes);
+        let bytes = std::mem::take(&mut self.0);
         // A thread that ends has no place for it any more.
         let _ = BUFFERS.try_with(|buffers| {
             if let Ok(mut buffers) = buffers.try_borrow_mut()
@@ -154,7 +168,31 @@ impl Drop for Page {
     }
 }
 
-impl Page {
+/// The bytes of a page.
+enum Bytes<'s> {
+    Lent(&'s [u8]),
+    Read(Buffer),
+}
+
+impl Deref for Bytes<'_> {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        match self {
+            Self::Lent(bytes) => bytes,
+            Self::Read(buffer) => &buffer.0,
+        }
+    }
+}
+
+/// A page in memory.
+pub(super) struct Page<'s> {
+    bytes: Bytes<'s>,
+    order: Order,
+    pub number: u32,
+}
+
+impl Page<'_> {
     pub fn damaged(&self, what: &'static str) -> Fault {
         Fault::Damaged {
             page: self.number,
@@ -263,33 +301,33 @@ pub(super) struct Pages<'s> {
     pub last: u32,
 }
 
-impl Pages<'_> {
+impl<'s> Pages<'s> {
     /// Reads a page, whatever is on it.
-    pub fn any(&self, number: u32) -> Result<Page, Fault> {
+    pub fn any(&self, number: u32) -> Result<Page<'s>, Fault> {
         let damaged = |what| Err(Fault::Damaged { page: number, what });
         if number == 0 || number > self.last {
             return damaged("no such page");
         }
-        let bytes = BUFFERS
-            .try_with(|buffers| buffers.try_borrow_mut().ok()?.pop())
-            .ok()
-            .flatten()
-            .unwrap_or_default();
-        let mut page = Page {
+        let offset = u64::from(number) * self.size as u64;
+        let bytes = if let Some(bytes) = self.source.lend(offset, self.size) {
+            Bytes::Lent(bytes)
+        } else {
+            let mut buffer = Buffer::take();
+            buffer.0.resize(self.size, 0);
+            if self.source.read_at(&mut buffer.0, offset)? < self.size {
+                return damaged("not in the file");
+            }
+            Bytes::Read(buffer)
+        };
+        Ok(Page {
             bytes,
             order: self.order,
             number,
-        };
-        page.bytes.resize(self.size, 0);
-        let offset = u64::from(number) * self.size as u64;
-        if self.source.read_at(&mut page.bytes, offset)? < self.size {
-            return damaged("not in the file");
-        }
-        Ok(page)
+        })
     }
 
     /// Reads a page that must have been written.
-    pub fn page(&self, number: u32) -> Result<Page, Fault> {
+    pub fn page(&self, number: u32) -> Result<Page<'s>, Fault> {
         let page = self.any(number)?;
         if page.u32(8)? != number {
             return Err(page.damaged("another page's number"));

@@ -4,6 +4,8 @@
 //! A reader believes nothing that a file says. Whatever the bytes are, each operation ends, takes memory only for
 //! what is in the file, and gives an entry of the file or a [`Fault`].
 
+use std::borrow::Cow;
+
 pub use postkeep_sys::berkeley::Layout;
 
 use super::hash_pages::Buckets;
@@ -19,25 +21,28 @@ const BTREE_MAGIC: u32 = 0x0005_3162;
 const HASH_HEADER_PAGE: u8 = 8;
 const BTREE_HEADER_PAGE: u8 = 9;
 
+#[derive(Clone, Debug)]
 enum Tables {
     Hash(Box<Buckets>),
     Btree(Tree),
 }
 
-/// A file at one moment: its header, and where its pages are. The file must not change while a reader is in use.
-pub struct Reader<'s> {
-    pages: Pages<'s>,
+/// What the first page of a file says.
+#[derive(Clone, Debug)]
+pub(super) struct Header {
+    order: Order,
+    /// The length of a page.
+    pub size: usize,
+    /// The last page.
+    pub last: u32,
     tables: Tables,
     /// The first page of those that are not in use.
     free: u32,
 }
 
-impl<'s> Reader<'s> {
-    /// Reads the header.
-    ///
-    /// # Errors
-    /// [`Fault::Foreign`] when it is no file of this layout; other faults when it cannot be read or makes no sense.
-    pub fn new(source: &'s dyn PageSource, layout: Layout) -> Result<Self, Fault> {
+impl Header {
+    /// Reads it; the errors are those of [`Reader::new`].
+    pub fn read(source: &dyn PageSource, layout: Layout) -> Result<Self, Fault> {
         let mut header = [0; HEADER];
         if source.read_at(&mut header, 0)? < HEADER {
             return Err(Fault::Foreign("shorter than a header"));
@@ -66,21 +71,48 @@ impl<'s> Reader<'s> {
         if !size.is_power_of_two() || !(512..=65_536).contains(&size) {
             return Err(Fault::Foreign("an impossible page size"));
         }
-        let pages = Pages {
-            source,
+        let last = number(32);
+        Ok(Self {
             order,
             size: size as usize,
-            last: number(32),
-        };
-        let tables = match layout {
-            Layout::Hash => Tables::Hash(Box::new(Buckets::new(number, pages.last)?)),
-            Layout::Btree => Tables::Btree(Tree::new(number)),
-        };
-        Ok(Self {
-            pages,
-            tables,
+            last,
+            tables: match layout {
+                Layout::Hash => Tables::Hash(Box::new(Buckets::new(number, last)?)),
+                Layout::Btree => Tables::Btree(Tree::new(number)),
+            },
             free: number(28),
         })
+    }
+
+    /// The file of this header.
+    pub fn reader<'s>(&'s self, source: &'s dyn PageSource) -> Reader<'s> {
+        Reader::of(Cow::Borrowed(self), source)
+    }
+}
+
+/// A file at one moment: its header, and where its pages are. The file must not change while a reader is in use.
+pub struct Reader<'s> {
+    header: Cow<'s, Header>,
+    pages: Pages<'s>,
+}
+
+impl<'s> Reader<'s> {
+    /// Reads the header.
+    ///
+    /// # Errors
+    /// [`Fault::Foreign`] when it is no file of this layout; other faults when it cannot be read or makes no sense.
+    pub fn new(source: &'s dyn PageSource, layout: Layout) -> Result<Self, Fault> {
+        Ok(Self::of(Cow::Owned(Header::read(source, layout)?), source))
+    }
+
+    fn of(header: Cow<'s, Header>, source: &'s dyn PageSource) -> Self {
+        let pages = Pages {
+            source,
+            order: header.order,
+            size: header.size,
+            last: header.last,
+        };
+        Self { header, pages }
     }
 
     /// Looks up a stored key and appends its stored value to `value`; false when there is no such key.
@@ -89,7 +121,7 @@ impl<'s> Reader<'s> {
     /// [`Fault`], in which case `value` is as it was.
     pub fn find(&self, key: &[u8], value: &mut Vec<u8>) -> Result<bool, Fault> {
         let start = value.len();
-        let result = match &self.tables {
+        let result = match &self.header.tables {
             Tables::Hash(buckets) => buckets.find(&self.pages, key, value),
             Tables::Btree(tree) => tree.find(&self.pages, key, value),
         };
@@ -116,7 +148,7 @@ impl<'s> Reader<'s> {
         value: &mut Vec<u8>,
     ) -> Result<Option<u64>, Fault> {
         let (key_start, value_start) = (key.len(), value.len());
-        let result = match &self.tables {
+        let result = match &self.header.tables {
             Tables::Hash(buckets) => buckets.after(&self.pages, last, key, value),
             Tables::Btree(tree) => tree
                 .after(&self.pages, last.map(|(key, _)| key), key, value)
@@ -163,11 +195,11 @@ impl<'s> Reader<'s> {
             }
             Ok(())
         };
-        match &self.tables {
+        match &self.header.tables {
             Tables::Hash(buckets) => buckets.check(&self.pages, &mut visit)?,
             Tables::Btree(tree) => tree.check(&self.pages, &mut visit)?,
         }
-        let mut free = self.free;
+        let mut free = self.header.free;
         while free != 0 {
             visit(free)?;
             let page = self.pages.page(free)?;

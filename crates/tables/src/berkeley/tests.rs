@@ -9,15 +9,15 @@ use crate::{BuildMode, Builder, Context, Registry};
 
 const FOLD: Flags = Flags::FOLD_FIX;
 
-struct Place {
+pub(super) struct Place {
     directory: tempfile::TempDir,
     name: TableName,
-    file: PathBuf,
+    pub file: PathBuf,
     registry: Registry,
 }
 
 /// A place for a table of each type; none without a library.
-fn places(caller: Caller) -> Vec<Place> {
+pub(super) fn places(caller: Caller) -> Vec<Place> {
     if library().is_err() {
         eprintln!("SKIP: no Berkeley DB library");
         return Vec::new();
@@ -44,6 +44,28 @@ impl Place {
         self.registry.open(&self.name, access, flags).unwrap()
     }
 
+    pub(super) fn layout(&self) -> Layout {
+        if self.name.kind() == b"hash" {
+            Layout::Hash
+        } else {
+            Layout::Btree
+        }
+    }
+
+    /// Opens the table without the layers that stand before it.
+    pub(super) fn bare(&self, access: Access) -> Berkeley {
+        let request = Request {
+            registry: &self.registry,
+            context: &Context::default(),
+            name: &self.name,
+            access,
+            flags: Flags::LOCK,
+            depth: 0,
+            utf8: false,
+        };
+        Berkeley::open(&request, self.layout()).unwrap()
+    }
+
     fn reason(&self, access: Access, flags: Flags) -> String {
         let error = self.registry.open(&self.name, access, flags).err().unwrap();
         let text = error.to_string();
@@ -54,7 +76,7 @@ impl Place {
         self.registry.build(&self.name, mode, FOLD).unwrap()
     }
 
-    fn build(&self, mode: BuildMode, entries: &[(&str, &str)]) {
+    pub(super) fn build(&self, mode: BuildMode, entries: &[(&str, &str)]) {
         let mut builder = self.builder(mode);
         for (key, value) in entries {
             builder.add(FOLD, key.as_bytes(), value.as_bytes()).unwrap();
@@ -300,11 +322,7 @@ fn pages_that_lead_to_themselves_do_not_keep_anybody_busy() {
         let value = "v".repeat(50_000);
         place.build(BuildMode::Create, &[("k", &value), ("a", "1")]);
         let whole = std::fs::read(&place.file).unwrap();
-        let layout = if place.name.kind() == b"hash" {
-            Layout::Hash
-        } else {
-            Layout::Btree
-        };
+        let layout = place.layout();
         for page in 1..whole.len() / 4096 {
             for field in [12, 16] {
                 let mut file = whole.clone();

@@ -26,7 +26,7 @@ impl Tree {
     }
 
     /// The leaf on which a key would be, or the first one.
-    fn leaf(self, pages: &Pages<'_>, key: Option<&[u8]>) -> Result<Page, Fault> {
+    fn leaf<'s>(self, pages: &Pages<'s>, key: Option<&[u8]>) -> Result<Page<'s>, Fault> {
         let mut page = pages.page(self.root)?;
         loop {
             let level = page.level();
@@ -172,7 +172,7 @@ impl Seen {
 /// Long keys of internal pages are shared with leaves, so their pages are not told to `visit`.
 fn check_below(
     pages: &Pages<'_>,
-    page: &Page,
+    page: &Page<'_>,
     seen: &mut Seen,
     visit: &mut dyn FnMut(u32) -> Result<(), Fault>,
 ) -> Result<(), Fault> {
@@ -210,7 +210,7 @@ fn check_below(
 
 fn check_leaf(
     pages: &Pages<'_>,
-    page: &Page,
+    page: &Page<'_>,
     seen: &mut Seen,
     visit: &mut dyn FnMut(u32) -> Result<(), Fault>,
 ) -> Result<(), Fault> {
@@ -256,7 +256,7 @@ fn partition(
 }
 
 /// The number of entries of a leaf.
-fn pairs(leaf: &Page) -> Result<usize, Fault> {
+fn pairs(leaf: &Page<'_>) -> Result<usize, Fault> {
     let entries = leaf.entries()?;
     if entries % 2 != 0 {
         return Err(leaf.damaged("a key without a value"));
@@ -264,7 +264,7 @@ fn pairs(leaf: &Page) -> Result<usize, Fault> {
     Ok(entries / 2)
 }
 
-fn next_leaf(pages: &Pages<'_>, leaf: &Page) -> Result<Option<Page>, Fault> {
+fn next_leaf<'s>(pages: &Pages<'s>, leaf: &Page<'_>) -> Result<Option<Page<'s>>, Fault> {
     let number = leaf.next()?;
     if number == 0 {
         return Ok(None);
@@ -280,7 +280,7 @@ fn next_leaf(pages: &Pages<'_>, leaf: &Page) -> Result<Option<Page>, Fault> {
 }
 
 /// An item of a leaf, and whether it was deleted.
-fn item(page: &Page, index: usize) -> Result<(Item<'_>, bool), Fault> {
+fn item<'p>(page: &'p Page<'_>, index: usize) -> Result<(Item<'p>, bool), Fault> {
     let at = page.offset(index)?;
     let (length, kind) = page.tree_item(at)?;
     let item = match kind & !DELETED {
@@ -292,7 +292,7 @@ fn item(page: &Page, index: usize) -> Result<(Item<'_>, bool), Fault> {
 }
 
 /// The first key of a child, and its page.
-fn child(page: &Page, index: usize) -> Result<(Item<'_>, u32), Fault> {
+fn child<'p>(page: &'p Page<'_>, index: usize) -> Result<(Item<'p>, u32), Fault> {
     let at = page.offset(index)?;
     let (length, kind) = page.tree_item(at)?;
     let number = page.u32(at + 4)?;
@@ -304,7 +304,7 @@ fn child(page: &Page, index: usize) -> Result<(Item<'_>, u32), Fault> {
     Ok((key, number))
 }
 
-fn off_page(page: &Page, at: usize) -> Result<Item<'_>, Fault> {
+fn off_page<'p>(page: &'p Page<'_>, at: usize) -> Result<Item<'p>, Fault> {
     Ok(Item::Elsewhere {
         page: page.u32(at + 4)?,
         length: page.u32(at + 8)?,
