@@ -7,6 +7,7 @@
 //! | `big COUNT` | that many `x` |
 //! | `take`, then a byte with a descriptor | `taken COUNT` |
 //! | `give` | a byte with a descriptor on it |
+//! | `read PATH`, `write PATH`, `run PATH` | `ok`, or why that cannot be done |
 //! | `error`, `panic`, `stuck`, `drain` | what they say |
 //!
 //! `ECHO_REQUIRES` in the environment lists requirements by letter, in order: `s`olitary, `u`nlimited,
@@ -128,6 +129,9 @@ impl Echo {
                 Ok(file) => turn.outbox.send_handle(OwnedFd::from(file)),
                 Err(_) => return Some(Next::Close),
             },
+            "read" => tell(reply, std::fs::read(rest)),
+            "write" => tell(reply, std::fs::write(rest, "x")),
+            "run" => tell(reply, std::process::Command::new(rest).status()),
             "error" => log::error!("{}: on purpose", self.name),
             "panic" => panic!("on purpose"),
             "stuck" => std::thread::sleep(Duration::from_mins(1)),
@@ -140,6 +144,14 @@ impl Echo {
         turn.outbox.buffer().push(b'\n');
         None
     }
+}
+
+fn tell<T>(reply: &mut Vec<u8>, outcome: std::io::Result<T>) {
+    let text = outcome.map_or_else(
+        |error| postkeep_sys::error_text(&error),
+        |_| "ok".to_owned(),
+    );
+    reply.extend_from_slice(text.as_bytes());
 }
 
 impl Service for Echo {

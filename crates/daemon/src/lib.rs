@@ -55,6 +55,7 @@ pub mod limits;
 pub mod logging;
 
 mod census;
+mod confinement;
 mod control;
 mod eviction;
 mod handover;
@@ -72,6 +73,7 @@ mod waker;
 mod watchdog;
 mod worker;
 
+pub use postkeep_sys::confine::Reach;
 pub use program::{Program, ReadParameters, Requirement, Setup, Transport};
 pub use service::{Attributes, Next, Service, Turn};
 pub use shared::Control;

@@ -5,7 +5,9 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use postkeep_conf::{Common, Dictionary, Error, Sink};
+use postkeep_sys::confine::Reach;
 
+use crate::confinement::Confinement;
 use crate::limits::Limits;
 use crate::service::Service;
 use crate::shared::Control;
@@ -77,9 +79,25 @@ pub struct Setup {
     pub workers: usize,
     /// The running process, for threads and hooks of the service.
     pub control: Control,
+    pub(crate) confinement: Confinement,
 }
 
 impl Setup {
+    /// Gives up all that the daemon does not need, for good, when `postkeep_least_privilege` says so. Further calls
+    /// do nothing.
+    ///
+    /// A program whose service opens files, connects to others or has threads of its own calls it in
+    /// [`Program::after_jail`], before the first of them. The skeleton calls it after that, with nothing to
+    /// reach. Threads that exist by then can still open files.
+    ///
+    /// - `reach`: what the service needs beside libraries, name services, `/etc` and `config_directory`
+    ///
+    /// # References
+    /// postkeep-proxymap(8), "SECURITY".
+    pub fn confine(&mut self, reach: Reach) {
+        self.confinement.apply(reach, &self.config_directory);
+    }
+
     /// The name of clients' streams in log lines: `SERVICE socket`.
     pub fn stream_name(&self) -> String {
         format!("{} socket", self.service_name)

@@ -12,11 +12,13 @@ use std::process::Command;
 use std::sync::Arc;
 
 use postkeep_conf::{Account, Common, Dictionary, Release, StrParameter};
+use postkeep_sys::confine::Reach;
 use postkeep_sys::descriptor::Inherited;
 use postkeep_sys::process::{Ignored, ignore};
 use postkeep_sys::{error_text, privilege};
 
 use crate::configuration::{self, LogSink};
+use crate::confinement::Confinement;
 use crate::control::{self, Plan};
 use crate::limits::Limits;
 use crate::logging::{self, Facility, Label, Postlog, Settings};
@@ -115,6 +117,8 @@ pub fn main<P: Program>(argv0: &OsStr, arguments: &[OsString], mut program: P) -
     }
     let flow_control = see_to_requirements(&mut program, &choices, &mut dictionary);
     let limits = Limits::read(&mut dictionary, &mut LogSink).unwrap_or_else(|error| fatal(error));
+    let confinement =
+        Confinement::read(&mut dictionary, &mut LogSink).unwrap_or_else(|error| fatal(error));
     let transport = transport(&choices);
     let generation = match std::env::var_os("GENERATION") {
         None => 0,
@@ -158,6 +162,7 @@ pub fn main<P: Program>(argv0: &OsStr, arguments: &[OsString], mut program: P) -
             shared: Arc::clone(&shared),
         },
         common,
+        confinement,
     };
     program.before_jail(&mut setup);
     enter_jail(&choices, &setup.common);
@@ -165,6 +170,7 @@ pub fn main<P: Program>(argv0: &OsStr, arguments: &[OsString], mut program: P) -
         setup.queue_directory = PathBuf::from("/");
     }
     let service = Arc::new(program.after_jail(&mut setup));
+    setup.confine(Reach::default());
 
     if setup.one_shot {
         one_shot::serve(

@@ -391,6 +391,41 @@ fn services_are_replaced_and_come_back() {
     });
 }
 
+/// What the kernel says about a process.
+fn kernel_says(pid: Pid, name: &str) -> String {
+    let status = fs::read_to_string(format!("/proc/{}/status", pid.as_raw_nonzero())).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix(name));
+    line.unwrap().trim_start_matches(':').trim().to_owned()
+}
+
+#[test]
+fn services_give_up_what_they_do_not_need_unless_told_otherwise() {
+    let mut serve = Serve::start();
+    serve.ask(&["scache", "stat"]);
+    serve.ask(&["proxymap", "update", "cache", "color", "blue"]);
+    serve.ask(&["proxymap", "lookup", "cache", "color"]);
+    let children = serve.children();
+    assert_eq!(children.len(), 3);
+    for pid in &children {
+        assert_eq!(kernel_says(*pid, "NoNewPrivs"), "1");
+        assert_eq!(kernel_says(*pid, "Seccomp"), "2");
+    }
+    let main_cf = serve.directory.join("main.cf");
+    let mut text = fs::read_to_string(&main_cf).unwrap();
+    text.push_str("postkeep_least_privilege = no\n");
+    fs::write(&main_cf, text).unwrap();
+    serve.signal(Signal::HUP);
+    serve.wait_for("reload -- configuration");
+    eventually("the services are not replaced", || {
+        let now = serve.children();
+        now.len() == 3
+            && now
+                .iter()
+                .all(|pid| !children.contains(pid) && kernel_says(*pid, "Seccomp") == "0")
+    });
+    serve.ask(&["proxymap", "lookup", "cache", "color"]);
+}
+
 /// The daemons by themselves, with the configuration that `postkeep serve` has made.
 #[test]
 fn one_shot_mode_and_export() {

@@ -9,6 +9,7 @@
 pub mod account;
 pub mod berkeley;
 pub mod clock;
+pub mod confine;
 pub mod descriptor;
 pub mod effective;
 pub mod environment;

@@ -1,8 +1,10 @@
 //! The daemons: conversations joined to the skeleton.
 
 mod announce;
+mod oversize;
 mod parent;
 pub(crate) mod proxymap;
+mod reach;
 pub(crate) mod scache;
 
 use std::ffi::OsString;

@@ -4,7 +4,6 @@
 //! Postfix `src/proxymap/proxymap.c`.
 
 use std::ffi::{OsStr, OsString};
-use std::fmt;
 use std::fs;
 use std::io::{self, Read, Write};
 use std::os::fd::OwnedFd;
@@ -22,7 +21,7 @@ use postkeep_conf::{
 };
 use postkeep_daemon::blocking::{Full, Pool, PoolLimits};
 use postkeep_daemon::configuration::LogSink;
-use postkeep_daemon::limits::{ATTRIBUTE_COUNT, ATTRIBUTE_SIZE, Complaint, REQUEST_SIZE};
+use postkeep_daemon::limits::Complaint;
 use postkeep_daemon::{
     Attributes, Next, Program, Requirement, Service, Setup, Turn, Waker, logging,
 };
@@ -34,13 +33,14 @@ use postkeep_proxymap::share::{Settings, Tables};
 use postkeep_proxymap::watch::{Observer, Stat};
 use postkeep_sys::error_text;
 use postkeep_tables::{Caller, Context, Registry};
-use postkeep_wire::diagnostics::{Diagnostics, Size};
 use postkeep_wire::duplex::Outbox;
 use postkeep_wire::protocol;
 use postkeep_wire::proxymap::Generation;
 use postkeep_wire::scan;
 
 use super::announce::{Greeting, Policy, Turn as Greeted};
+use super::oversize::Oversize;
+use super::reach;
 
 /// How often the files of open tables are looked at.
 const LOOK: Duration = Duration::from_secs(1);
@@ -163,6 +163,12 @@ impl Program for ProxymapProgram {
             self.prepare(setup);
         }
         let (role, approved) = self.prepared.unwrap_or((Role::Read, Approved::default()));
+        let data_directory = OsString::from_vec(setup.common.data_directory.clone());
+        setup.confine(reach::of(
+            role,
+            approved.sorted(),
+            Path::new(&data_directory),
+        ));
         let tables = Arc::new(Tables::new(
             role,
             &approved,
@@ -182,6 +188,7 @@ impl Program for ProxymapProgram {
             pool: Pool::with_limits(self.pool),
             requests: setup.limits.requests,
             complaints: Complaints::default(),
+            oversize: Oversize::default(),
             policy: self.policy.unwrap_or(Policy::Always),
             stream: setup.stream_name().into(),
             generation: if setup.dictionary.release() >= Release::V3_11 {
@@ -280,6 +287,7 @@ struct Proxymap {
     /// What a client may send at most.
     requests: scan::Limits,
     complaints: Complaints,
+    oversize: Oversize,
     policy: Policy,
     stream: Arc<str>,
     /// For requests that break off before they say what they are.
@@ -310,10 +318,6 @@ const OPEN_TABLES: &str = "postkeep_open_table_limit";
 /// The lines about clients that go beyond a limit.
 #[derive(Debug)]
 struct Complaints {
-    name_size: Complaint,
-    attribute_size: Complaint,
-    attribute_count: Complaint,
-    request_size: Complaint,
     slow_lookups: Complaint,
     slow_table: Complaint,
 }
@@ -321,35 +325,9 @@ struct Complaints {
 impl Default for Complaints {
     fn default() -> Self {
         Self {
-            name_size: Complaint::new("it is fixed"),
-            attribute_size: Complaint::new(ATTRIBUTE_SIZE),
-            attribute_count: Complaint::new(ATTRIBUTE_COUNT),
-            request_size: Complaint::new(REQUEST_SIZE),
             slow_lookups: Complaint::new(SLOW_LOOKUPS),
             slow_table: Complaint::new("postkeep_slow_lookup_limit, postkeep_slow_table_threads"),
         }
-    }
-}
-
-/// Logs the warnings about one client, with bounds on those that anybody can cause without end.
-struct ToLog<'a> {
-    complaints: &'a Complaints,
-    now: Instant,
-}
-
-impl Diagnostics for ToLog<'_> {
-    fn warning(&mut self, text: fmt::Arguments<'_>) {
-        warn!("{text}");
-    }
-
-    fn exceeded(&mut self, size: Size, text: fmt::Arguments<'_>) {
-        let complaint = match size {
-            Size::Name => &self.complaints.name_size,
-            Size::Value => &self.complaints.attribute_size,
-            Size::List => &self.complaints.request_size,
-            Size::Attributes => &self.complaints.attribute_count,
-        };
-        complaint.say(self.now, text);
     }
 }
 
@@ -479,10 +457,7 @@ impl Service for Proxymap {
                 Progress::Back(done) => Self::finish(client, done, turn.outbox),
             }
         }
-        let mut diagnostics = ToLog {
-            complaints: &self.complaints,
-            now: turn.now,
-        };
+        let mut diagnostics = self.oversize.to_log(turn.now);
         let mut requests = 0u32;
         loop {
             let action = client.conversation.step(

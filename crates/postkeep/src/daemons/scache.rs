@@ -4,17 +4,16 @@
 //! Postfix `src/scache/scache.c`.
 
 use std::ffi::{OsStr, OsString};
-use std::fmt;
 use std::os::fd::OwnedFd;
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime};
 
-use log::{debug, info, warn};
+use log::{debug, info};
 use postkeep_conf::{Dictionary, Error, Sink};
 use postkeep_daemon::{
-    Attributes, Next, Program, Requirement, Service, Setup, Turn, Waker, logging,
+    Attributes, Next, Program, Reach, Requirement, Service, Setup, Turn, Waker, logging,
 };
 use postkeep_scache::{self as scache, Conversation};
 use postkeep_sys::error_text;
@@ -22,6 +21,7 @@ use postkeep_wire::duplex::Outbox;
 use postkeep_wire::protocol;
 
 use super::announce::{Greeting, Policy, Turn as Greeted};
+use super::oversize::Oversize;
 use kept::Kept;
 use parameters::Parameters;
 
@@ -65,6 +65,8 @@ impl Program for ScacheProgram {
     fn after_jail(self, setup: &mut Setup) -> Scache {
         // What is in the cache must not be lost because of the number of clients that were there.
         setup.max_use = 0;
+        // No file is opened and nobody is called from here on; before there are threads.
+        setup.confine(Reach::default());
         let parameters = self
             .parameters
             .unwrap_or_else(|| logging::fatal(format_args!("parameters were not read")));
@@ -99,6 +101,7 @@ struct Configuration {
 struct Scache {
     configuration: Configuration,
     settings: scache::Settings,
+    oversize: Oversize,
     kept: Arc<Kept>,
     /// Looks after the sessions; gone when the process is about to end.
     keeper: Mutex<Option<JoinHandle<()>>>,
@@ -164,8 +167,9 @@ impl Scache {
             settings: scache::Settings {
                 ttl_limit: parameters.ttl_limit,
                 stream: setup.stream_name(),
-                ..scache::Settings::default()
+                limits: setup.limits.requests,
             },
+            oversize: Oversize::default(),
             kept,
             keeper: Mutex::new(Some(keeper)),
             report: Mutex::new(Report {
@@ -240,7 +244,7 @@ impl Service for Scache {
             turn.inbox,
             turn.outbox,
             &*self.kept,
-            &mut |text: fmt::Arguments<'_>| warn!("{text}"),
+            &mut self.oversize.to_log(turn.now),
         );
         match next {
             scache::Next::Idle => {

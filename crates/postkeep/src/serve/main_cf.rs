@@ -12,12 +12,17 @@ use postkeep_sys::privilege::is_root;
 
 use super::Directory;
 
+/// The parameter that is on here unless main.cf says otherwise.
+pub(crate) const LEAST_PRIVILEGE: &str = "postkeep_least_privilege";
+
 /// What the stand-in itself needs to know.
 #[derive(Debug)]
 pub(crate) struct Configured {
     /// `queue_directory`
     pub(crate) queue_directory: PathBuf,
     mail_owner: Owner,
+    /// `postkeep_least_privilege` is set, to whatever.
+    pub(crate) privilege_is_set: bool,
 }
 
 impl Configured {
@@ -33,10 +38,12 @@ impl Configured {
         let mut dictionary =
             configuration::load(directory.path(), "serve", &text, &file, &[], &mut ignore)
                 .map_err(|error| error.to_string())?;
+        let privilege_is_set = dictionary.value(LEAST_PRIVILEGE).is_some();
         let common =
             evaluate_common(&mut dictionary, &mut ignore).map_err(|error| error.to_string())?;
         Ok(Self {
             queue_directory: PathBuf::from(OsString::from_vec(common.queue_directory)),
+            privilege_is_set,
             mail_owner: Owner {
                 user: common.mail_owner.uid,
                 group: common.mail_owner.gid,

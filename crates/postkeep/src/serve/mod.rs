@@ -158,11 +158,22 @@ impl Site for Tables {
             .into_iter()
             .flat_map(|list| [OsString::from("-o"), list])
             .collect();
-        Ok(vec![
+        let mut services = vec![
             service("scache", "scache", Vec::new()),
             service("proxymap", "proxymap", table_arguments.clone()),
             service("proxywrite", "proxymap", table_arguments),
-        ])
+        ];
+        // If main.cf cannot be read now, the services say why.
+        let is_set =
+            main_cf::Configured::read(&self.directory).is_ok_and(|found| found.privilege_is_set);
+        if !is_set {
+            let mut on = OsString::from(main_cf::LEAST_PRIVILEGE);
+            on.push("=yes");
+            for service in &mut services {
+                service.arguments.extend([OsString::from("-o"), on.clone()]);
+            }
+        }
+        Ok(services)
     }
 
     fn stale(&mut self) -> bool {
