@@ -34,7 +34,7 @@ impl Default for Limits {
         Self {
             clients: 100_000,
             user_clients: 50_000,
-            request_rate: 200_000,
+            request_rate: 1_000_000,
             requests: scan::Limits::default(),
         }
     }
