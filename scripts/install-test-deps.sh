@@ -1,9 +1,9 @@
 #!/bin/bash
 # Installs what the build and the tests need beside Rust: a C compiler (LMDB is built from source), and a real Postfix with
-# the table types it is compared with. Debian; as root.
+# the table types it is compared with, and valgrind, which counts instructions. Debian; as root.
 set -euo pipefail
 
-packages=(postfix postfix-lmdb postfix-cdb postfix-pcre postfix-sqlite gcc libc6-dev)
+packages=(postfix postfix-lmdb postfix-cdb postfix-pcre postfix-sqlite gcc libc6-dev valgrind)
 
 missing=()
 for package in "${packages[@]}"; do

@@ -42,4 +42,7 @@ cargo build --workspace --locked
 step 'tests'
 cargo test --workspace --locked --no-fail-fast
 
+step 'instructions'
+cargo xtask instructions
+
 step 'done'

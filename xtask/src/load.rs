@@ -40,6 +40,8 @@ pub(crate) type Script = Arc<dyn Fn(usize) -> Vec<Vec<Step>> + Send + Sync>;
 struct Client {
     stream: UnixStream,
     session: OwnedFd,
+    /// A session whose far end is gone is not handed out.
+    _far_end: UnixStream,
     /// Variants of the operation, taken in turn.
     variants: Vec<Vec<Step>>,
     buffer: Vec<u8>,
@@ -54,10 +56,11 @@ impl Client {
     fn connect(socket: &Path, greeting: &[u8], variants: Vec<Vec<Step>>) -> Result<Self> {
         let stream = UnixStream::connect(socket)?;
         stream.set_read_timeout(Some(Duration::from_secs(20)))?;
-        let (session, _) = UnixStream::pair()?;
+        let (session, far_end) = UnixStream::pair()?;
         let mut client = Self {
             stream,
             session: session.into(),
+            _far_end: far_end,
             variants,
             buffer: Vec::new(),
             turn: 0,

@@ -5,6 +5,7 @@ mod bench;
 mod bound;
 mod check;
 mod fuzz;
+mod instructions;
 mod load;
 mod mail;
 mod observe;
@@ -39,6 +40,8 @@ enum Chore {
     BenchTables(tables::Options),
     /// Mail through Postfix with our daemons beside mail through Postfix with its own
     BenchMail(mail::Options),
+    /// Instructions of the parts without input and output, beside those that are kept
+    Instructions(instructions::Options),
     /// Each fuzz target for a while
     Fuzz(fuzz::Options),
 }
@@ -51,6 +54,7 @@ fn main() -> Result<()> {
         Chore::Bound(options) => bound::run(&options, inherited),
         Chore::BenchTables(options) => tables::run(&options),
         Chore::BenchMail(options) => mail::run(&options),
+        Chore::Instructions(options) => instructions::run(&options),
         Chore::Fuzz(options) => fuzz::run(&options),
     }
 }

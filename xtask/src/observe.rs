@@ -6,6 +6,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
+use nix::sys::resource::{UsageWho, getrusage};
+use nix::sys::time::TimeValLike as _;
 use nix::time::{ClockId, clock_getcpuclockid, clock_gettime};
 use nix::unistd::Pid;
 use rustix::process::{Pid as Process, Signal, kill_process};
@@ -109,8 +111,14 @@ impl Watch {
     }
 }
 
+/// Processor time of this process, of those of its children that have ended, and of the daemons.
 fn ours(daemons: &[u32]) -> Result<Duration> {
     let mut sum = Duration::from(clock_gettime(ClockId::CLOCK_PROCESS_CPUTIME_ID)?);
+    let ended = getrusage(UsageWho::RUSAGE_CHILDREN)?;
+    for time in [ended.user_time(), ended.system_time()] {
+        let microseconds = u64::try_from(time.num_microseconds())?;
+        sum += Duration::from_micros(microseconds);
+    }
     for &daemon in daemons {
         sum += processor_time(daemon)?;
     }

@@ -250,7 +250,13 @@ impl Outcome {
     /// Prints all that was measured: a column for each side, and the ratios of ours (the second side) to the
     /// first and the third.
     pub(crate) fn print(&self) {
-        print!("{:<34}", format!("{}, {} clients", self.name, self.clients));
+        let clients = if self.clients == 1 {
+            "client"
+        } else {
+            "clients"
+        };
+        let title = format!("{}, {} {clients}", self.name, self.clients);
+        print!("{title:<34}");
         for series in &self.series {
             print!(" {:>10}", series.name);
         }

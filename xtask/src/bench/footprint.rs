@@ -157,7 +157,7 @@ fn starts(bench: &Bench<'_>) -> Result<Row> {
     for round in 1..=bench.options.rounds {
         eprintln!("  start: round {round} of {}", bench.options.rounds);
         let told = bench.quiet.measure(|| {
-            // The daemons that end here take their time with them, so theirs counts as that of others.
+            // The daemons have ended by then, and are known as children.
             let watch = Watch::begin(&[])?;
             let mut told = [Vec::new(), Vec::new()];
             for _ in 0..STARTS {

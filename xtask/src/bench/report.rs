@@ -148,6 +148,7 @@ impl Report {
 fn title(row: &str, clients: Option<usize>) -> String {
     match clients {
         None => row.to_owned(),
+        Some(1) => format!("{row}, 1 client"),
         Some(clients) => format!("{row}, {clients} clients"),
     }
 }
