@@ -298,17 +298,6 @@ impl Berkeley {
         reported.is_some() && stamp(file).ok() == reported
     }
 
-    /// What is kept of the file, if it may be trusted now.
-    fn generation(&self) -> Option<Arc<Generation>> {
-        let generation = self.generation.load();
-        let kept = generation.as_ref()?;
-        if kept.is_current() {
-            return Some(Arc::clone(kept));
-        }
-        self.forget(kept);
-        None
-    }
-
     /// Keeps pages of a file that is still the table's.
     fn keep(&self, file: &Arc<LockedFile>, generation: Generation) {
         let current = self.file.read().unwrap_or_else(PoisonError::into_inner);
@@ -321,8 +310,9 @@ impl Berkeley {
         self.generation.compare_and_swap(generation, None);
     }
 
-    /// Looks up in the pages that are kept. `None` where that gives no answer, and nothing was done.
-    fn find_in_memory(
+    /// Looks up in the state of the file of which pages are kept. `None` where there is none, or it gives no answer;
+    /// nothing was done then.
+    fn find_in_generation(
         &self,
         flags: Flags,
         key: &[u8],
@@ -334,13 +324,18 @@ impl Berkeley {
             self.forget(kept);
             return None;
         }
-        // A page that says what cannot be is looked at again in the file, like one that is missing.
-        let outcome = self.find(&kept.reader(), flags, key, value).ok()?;
-        Some(Ok(outcome))
+        let view = kept.view();
+        if let Ok(outcome) = self.find(&view.reader(), flags, key, value) {
+            return Some(Ok(outcome));
+        }
+        // A page that says what cannot be is looked at again in the file.
+        if view.has_changed() {
+            self.forget(kept);
+        }
+        None
     }
 
-    /// Looks up in a file that is locked, or need not be. Pages are kept, or read anew where the file is another one
-    /// than a moment ago, or a page says what cannot be.
+    /// Looks up in a file that is locked, or need not be, and begins to keep pages of one that is.
     fn find_in_file(
         &self,
         file: &Arc<LockedFile>,
@@ -349,21 +344,10 @@ impl Berkeley {
         key: &[u8],
         value: &mut Vec<u8>,
     ) -> Result<Outcome, Fault> {
-        if locked && let Some(generation) = self.generation() {
-            let filling = generation.filling();
-            let found = self.find(&filling.reader(), flags, key, value);
-            match found {
-                Ok(outcome) => return Ok(outcome),
-                Err(_) if filling.has_changed() => self.forget(&generation),
-                Err(_) => {
-                    return self.find(&Reader::new(file.file(), self.layout)?, flags, key, value);
-                }
-            }
-        }
-        let settling = self.settling.begin();
+        let reading = (locked && self.generation.load().is_none()).then(|| self.settling.begin());
         let header = Header::read(file.file(), self.layout)?;
         let outcome = self.find(&header.reader(file.file()), flags, key, value)?;
-        if locked && let Some(generation) = settling.end(file, header) {
+        if let Some(generation) = reading.and_then(|reading| reading.end(file, header)) {
             self.keep(file, generation);
         }
         Ok(outcome)
@@ -536,7 +520,7 @@ impl Table for Berkeley {
         key: &[u8],
         value: &mut Vec<u8>,
     ) -> Result<Outcome, LookupError> {
-        if let Some(result) = self.find_in_memory(flags, key, value) {
+        if let Some(result) = self.find_in_generation(flags, key, value) {
             return result;
         }
         self.read(
@@ -552,7 +536,7 @@ impl Table for Berkeley {
         key: &[u8],
         value: &mut Vec<u8>,
     ) -> Option<Result<Outcome, LookupError>> {
-        if let Some(result) = self.find_in_memory(flags, key, value) {
+        if let Some(result) = self.find_in_generation(flags, key, value) {
             return Some(result);
         }
         let file = self.current();

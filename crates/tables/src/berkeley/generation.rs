@@ -1,24 +1,31 @@
 //! Pages that are kept from one lookup to the next, for as long as the file is the same.
 //!
-//! A [`Generation`] is one state of a file. Which one is told by the file's size and times ([`Stamp`]); a page is added
-//! only when it was read under the file's lock and the stamp was the generation's *behind* the reading. So all pages
+//! A [`Generation`] is one state of a file. It begins with the file locked, so that the state is one that its writer
+//! left. Which state it is, the file's size and times tell ([`Stamp`]): a page is used, and kept, only where the stamp
+//! is that of the generation *behind* the reading. A writer's change of the times comes before its change of the
+//! contents, so such a page is of this state, whether or not somebody writes just then. All pages of a generation
 //! are of one state, and an answer is never made of two.
 //!
-//! Times move on by ticks of the kernel (up to 10 ms) or of the file system (up to 2 s), so a file that was changed just
+//! Times move on by ticks of the kernel (up to 10 ms), in old file systems by seconds, so a file that was changed just
 //! now may change again and look the same. Nothing is kept of such a file: it has to settle first ([`Settling`]). A
-//! change of a settled file gives it another stamp.
+//! change of a settled file gives it another stamp. Nor is anything kept of files on file systems whose times are not
+//! our kernel's.
 //!
 //! Whether the file is still the same is asked by one lookup in [`TRUSTED`], and by the first one behind each change that
-//! this process makes to any table ([`Changing`]). All others make no system call.
+//! this process makes to any table ([`Changing`]). All others, where the pages are here, make no system call.
 
 use std::cell::Cell;
 use std::fs::{File, Metadata};
 use std::io;
 use std::os::unix::fs::MetadataExt as _;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
+use nix::sys::statfs::{
+    BTRFS_SUPER_MAGIC, EXT4_SUPER_MAGIC, F2FS_SUPER_MAGIC, FsType, OVERLAYFS_SUPER_MAGIC,
+    TMPFS_MAGIC, XFS_SUPER_MAGIC, fstatfs,
+};
 use postkeep_sys::lock::LockedFile;
 
 use super::pages::PageSource;
@@ -27,25 +34,34 @@ use super::reader::{Header, Reader};
 /// For how long a file is taken to be unchanged.
 const TRUSTED: Duration = Duration::from_millis(100);
 
-/// How long a file must have looked the same while we watched: some ticks of the kernel's clock.
+/// How long ago a file must have been changed, or for how long it must have looked the same: some ticks of the
+/// kernel's clock.
 const SETTLED: Duration = Duration::from_millis(50);
 
-/// The same where the file system may keep whole seconds only, or pairs of them.
+/// The same where the file system may keep whole seconds only.
 const SETTLED_COARSE: Duration = Duration::from_secs(3);
 
-/// How long ago a file must have been changed by its own times, which may be another computer's: long enough for coarse
-/// times, and for clocks that are a little apart.
-const LONG_AGO: Duration = Duration::from_secs(3);
+/// File systems that this kernel alone writes to, and that set a file's times, by the kernel's clock, before they change
+/// the contents.
+const LOCAL: [FsType; 6] = [
+    EXT4_SUPER_MAGIC,
+    XFS_SUPER_MAGIC,
+    BTRFS_SUPER_MAGIC,
+    F2FS_SUPER_MAGIC,
+    TMPFS_MAGIC,
+    OVERLAYFS_SUPER_MAGIC,
+];
 
-/// Memory for the pages of one table, in bytes. Half a million entries of usual lengths fit; a hundred such tables
-/// still fit into the memory of a mail server. What does not fit is read each time.
+/// Memory for the pages of one table, in bytes: enough for 700,000 entries of usual lengths. A mail server has few
+/// tables of that size, and memory for some of them. What does not fit is read each time.
 pub(super) const MEMORY: usize = 64 << 20;
 
-/// How much is read at a time: most tables are in memory after some lookups, and one lookup does not read for long.
-const BLOCK: usize = 32 << 10;
+/// How many pages can be kept at all. Bounds the list of pages, which would be long for a sparse file.
+const LISTED: usize = 1 << 19;
 
-/// How many blocks can be kept at all. Bounds the list of blocks, which would be long for a sparse file.
-const BLOCKS: usize = 1 << 16;
+/// How often a page is read before it is kept: to keep it costs as much as some readings, and a short-lived process
+/// would pay that for pages of a large file that it does not come back to.
+const READINGS: u8 = 2;
 
 /// A file as it was at some moment.
 pub(super) type Stamp = [i64; 7];
@@ -93,7 +109,7 @@ pub(super) struct Reading<'t> {
 }
 
 impl Settling {
-    /// To be called before the file is read.
+    /// To be called before the file is read, with the file locked.
     pub fn begin(&self) -> Reading<'_> {
         Reading {
             settling: self,
@@ -102,56 +118,68 @@ impl Settling {
             clock: SystemTime::now(),
         }
     }
-}
 
-impl Reading<'_> {
-    /// To be called behind the reading, with what was read. Gives the generation to keep pages in if the file had
-    /// settled before.
-    pub fn end(self, file: &Arc<LockedFile>, header: Header) -> Option<Generation> {
-        let metadata = file.file().metadata().ok()?;
-        let stamp = stamp_of(&metadata);
-        let mut seen = self
-            .settling
-            .0
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        let since = match *seen {
+    /// Since when a file is known to look like this.
+    fn watch(&self, stamp: Stamp) -> Instant {
+        let mut seen = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        match *seen {
             Some((before, since)) if before == stamp => since,
             _ => {
-                // Not the time of its begin: the file may have changed until now.
                 let now = Instant::now();
                 *seen = Some((stamp, now));
                 now
             }
-        };
-        drop(seen);
-        let coarse = metadata.mtime_nsec() == 0 && metadata.ctime_nsec() == 0;
-        let wanted = if coarse { SETTLED_COARSE } else { SETTLED };
-        let watched = self.begun.saturating_duration_since(since);
-        if watched < wanted && !changed_long_ago(&metadata, self.clock) {
-            return None;
         }
-        Some(Generation::new(
-            Arc::clone(file),
-            stamp,
-            header,
-            self.changes,
-            MEMORY,
-        ))
     }
 }
 
-/// Both times of a file are well before `now`. They are not when a clock was set back.
-fn changed_long_ago(metadata: &Metadata, now: SystemTime) -> bool {
-    let Ok(now) = now.duration_since(SystemTime::UNIX_EPOCH) else {
-        return false;
-    };
-    [metadata.mtime(), metadata.ctime()].iter().all(|&seconds| {
-        // The second that has begun counts as over.
-        let changed = Duration::from_secs(u64::try_from(seconds).unwrap_or(0).saturating_add(1));
-        now.checked_sub(LONG_AGO)
-            .is_some_and(|limit| changed <= limit)
+impl Reading<'_> {
+    /// To be called behind the reading, with what was read, and the file still locked. Gives the generation to keep
+    /// pages in if the file had settled before.
+    pub fn end(self, file: &Arc<LockedFile>, header: Header) -> Option<Generation> {
+        let metadata = file.file().metadata().ok()?;
+        let stamp = stamp_of(&metadata);
+        let since = self.settling.watch(stamp);
+        let coarse = metadata.mtime_nsec() == 0 && metadata.ctime_nsec() == 0;
+        let wanted = if coarse { SETTLED_COARSE } else { SETTLED };
+        let settled = self.begun.saturating_duration_since(since) >= wanted
+            || changed_long_ago(&metadata, self.clock, wanted);
+        if !settled || !is_local(file.file()) {
+            return None;
+        }
+        let file = Arc::clone(file);
+        Some(Generation::new(file, stamp, header, self.changes, MEMORY))
+    }
+}
+
+/// Both times of a file are so long before `now`. They are not when the clock was set back.
+fn changed_long_ago(metadata: &Metadata, now: SystemTime, wanted: Duration) -> bool {
+    let times = [
+        (metadata.mtime(), metadata.mtime_nsec()),
+        (metadata.ctime(), metadata.ctime_nsec()),
+    ];
+    let limit = now
+        .duration_since(SystemTime::UNIX_EPOCH)
+        .ok()
+        .and_then(|now| now.checked_sub(wanted));
+    times.iter().all(|&(seconds, nanoseconds)| {
+        let time = u64::try_from(seconds)
+            .ok()
+            .zip(u32::try_from(nanoseconds).ok())
+            .map(|(seconds, nanoseconds)| Duration::new(seconds, nanoseconds));
+        time.is_some_and(|time| limit.is_some_and(|limit| time <= limit))
     })
+}
+
+fn is_local(file: &File) -> bool {
+    fstatfs(file).is_ok_and(|system| LOCAL.contains(&system.filesystem_type()))
+}
+
+/// A place for a page.
+#[derive(Default)]
+struct Place {
+    bytes: OnceLock<Box<[u8]>>,
+    readings: AtomicU8,
 }
 
 /// One state of a file, and pages of it.
@@ -159,10 +187,8 @@ pub(super) struct Generation {
     file: Arc<LockedFile>,
     stamp: Stamp,
     header: Header,
-    /// Length of a block, in bytes: several pages, or one that is longer.
-    block: usize,
-    blocks: Box<[OnceLock<Box<[u8]>>]>,
-    /// Memory for blocks, in bytes, and how much of it is in use.
+    places: Box<[Place]>,
+    /// Memory for pages, in bytes, and how much of it is in use.
     memory: usize,
     used: AtomicUsize,
     begun: Instant,
@@ -173,6 +199,7 @@ pub(super) struct Generation {
 }
 
 impl Generation {
+    /// - `memory`: for the pages and the list of them
     fn new(
         file: Arc<LockedFile>,
         stamp: Stamp,
@@ -180,16 +207,14 @@ impl Generation {
         changes: u64,
         memory: usize,
     ) -> Self {
-        let block = BLOCK.max(header.size);
         let length = usize::try_from(stamp[2]).unwrap_or(usize::MAX);
-        let blocks = length.div_ceil(block).min(BLOCKS);
+        let pages = (length / header.size).min(LISTED);
         Self {
             file,
             stamp,
             header,
-            block,
-            blocks: (0..blocks).map(|_| OnceLock::new()).collect(),
-            memory,
+            places: (0..pages).map(|_| Place::default()).collect(),
+            memory: memory.saturating_sub(pages * size_of::<Place>()),
             used: AtomicUsize::new(0),
             begun: Instant::now(),
             checked: AtomicU64::new(0),
@@ -224,62 +249,51 @@ impl Generation {
             || self.is_unchanged()
     }
 
-    /// Reads from the pages that are here; others are errors.
-    pub fn reader(&self) -> Reader<'_> {
-        self.header.reader(self)
-    }
-
-    /// For reading with the file locked: pages that are not here are added.
-    pub fn filling(&self) -> Filling<'_> {
-        Filling {
+    /// The pages for one operation.
+    pub fn view(&self) -> View<'_> {
+        View {
             generation: self,
             changed: Cell::new(false),
         }
     }
 
-    /// Where some bytes are: the number of the block, and the place in it.
-    fn place(&self, offset: u64) -> Option<(usize, usize)> {
-        let offset = usize::try_from(offset).ok()?;
-        Some((offset / self.block, offset % self.block))
+    fn place(&self, offset: u64) -> Option<&Place> {
+        // Always that of a page.
+        let number = offset / self.header.size as u64;
+        self.places.get(usize::try_from(number).ok()?)
     }
 
-    /// Takes memory for a block, if there is some.
-    fn take_memory(&self) -> bool {
+    /// Keeps a page of this generation if it was read often enough, and there is memory.
+    fn keep(&self, offset: u64, bytes: &[u8]) {
+        let Some(place) = self.place(offset) else {
+            return;
+        };
+        if place.readings.load(Ordering::Relaxed) < READINGS {
+            // It does not matter where two count as one.
+            place.readings.fetch_add(1, Ordering::Relaxed);
+            return;
+        }
         let take = |used: usize| {
-            let used = used.checked_add(self.block)?;
+            let used = used.checked_add(bytes.len())?;
             (used <= self.memory).then_some(used)
         };
-        self.used
-            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, take)
-            .is_ok()
+        let (set, fetch) = (Ordering::Relaxed, Ordering::Relaxed);
+        if self.used.fetch_update(set, fetch, take).is_ok()
+            && place.bytes.set(bytes.into()).is_err()
+        {
+            // Another thread was faster.
+            self.used.fetch_sub(bytes.len(), Ordering::Relaxed);
+        }
     }
 }
 
-impl PageSource for Generation {
-    fn read_at(&self, _buffer: &mut [u8], _offset: u64) -> io::Result<usize> {
-        Err(io::ErrorKind::WouldBlock.into())
-    }
-
-    fn length(&self) -> io::Result<u64> {
-        Ok(self.stamp[2].cast_unsigned())
-    }
-
-    fn lend(&self, offset: u64, length: usize) -> Option<&[u8]> {
-        let (block, start) = self.place(offset)?;
-        self.blocks
-            .get(block)?
-            .get()?
-            .get(start..start.checked_add(length)?)
-    }
-}
-
-/// The pages of a generation, and its file where they are missing.
-pub(super) struct Filling<'g> {
+/// The pages of a generation: those that are kept, and the others from the file.
+pub(super) struct View<'g> {
     generation: &'g Generation,
     changed: Cell<bool>,
 }
 
-impl Filling<'_> {
+impl View<'_> {
     pub fn reader(&self) -> Reader<'_> {
         self.generation.header.reader(self)
     }
@@ -288,71 +302,29 @@ impl Filling<'_> {
     pub fn has_changed(&self) -> bool {
         self.changed.get()
     }
-
-    /// What was read until now is of the generation.
-    fn holds(&self) -> bool {
-        let holds = self.generation.is_unchanged();
-        if !holds {
-            self.changed.set(true);
-        }
-        holds
-    }
-
-    /// Adds a block; false when that is not possible.
-    fn load(&self, number: usize) -> bool {
-        let generation = self.generation;
-        let Some(slot) = generation.blocks.get(number) else {
-            return false;
-        };
-        if slot.get().is_some() {
-            return true;
-        }
-        if !generation.take_memory() {
-            return false;
-        }
-        let mut block = vec![0; generation.block];
-        let offset = number as u64 * generation.block as u64;
-        let read = PageSource::read_at(generation.file.file(), &mut block, offset);
-        let added = match read {
-            Ok(length) if self.holds() => {
-                block.truncate(length);
-                slot.set(block.into_boxed_slice()).is_ok()
-            }
-            _ => false,
-        };
-        if !added {
-            generation
-                .used
-                .fetch_sub(generation.block, Ordering::Relaxed);
-        }
-        // Another thread may have been faster.
-        slot.get().is_some()
-    }
 }
 
-impl PageSource for Filling<'_> {
+impl PageSource for View<'_> {
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
-        let length = PageSource::read_at(self.generation.file.file(), buffer, offset)?;
-        if self.holds() {
-            Ok(length)
-        } else {
-            Err(io::ErrorKind::WouldBlock.into())
+        let generation = self.generation;
+        let length = PageSource::read_at(generation.file.file(), buffer, offset)?;
+        if !generation.is_unchanged() {
+            self.changed.set(true);
+            return Err(io::ErrorKind::WouldBlock.into());
         }
+        if length == generation.header.size {
+            generation.keep(offset, buffer);
+        }
+        Ok(length)
     }
 
     fn length(&self) -> io::Result<u64> {
-        self.generation.length()
+        Ok(self.generation.stamp[2].cast_unsigned())
     }
 
-    fn lend(&self, offset: u64, length: usize) -> Option<&[u8]> {
-        if let Some(bytes) = self.generation.lend(offset, length) {
-            return Some(bytes);
-        }
-        let (block, _) = self.generation.place(offset)?;
-        if self.has_changed() || !self.load(block) {
-            return None;
-        }
-        self.generation.lend(offset, length)
+    fn lend(&self, offset: u64, _length: usize) -> Option<&[u8]> {
+        let bytes = self.generation.place(offset)?.bytes.get()?;
+        Some(bytes)
     }
 }
 

@@ -100,11 +100,11 @@ impl Buckets {
         while number != 0 {
             let page = pages.any(number)?;
             visit(number)?;
-            if before == 0 && page.is_blank() {
-                // A bucket that was never used.
-                return Ok(None);
-            }
             if page.u32(8)? != number {
+                if before == 0 && page.is_blank() {
+                    // A bucket that was never used.
+                    return Ok(None);
+                }
                 return Err(page.damaged("another page's number"));
             }
             if !matches!(page.kind(), page_type::HASH | page_type::HASH_UNSORTED) {
@@ -117,9 +117,14 @@ impl Buckets {
             if entries % 2 != 0 {
                 return Err(page.damaged("a key without a value"));
             }
-            for index in (0..entries).step_by(2) {
-                let entry = (item(&page, index)?, item(&page, index + 1)?);
-                if let Some(result) = each(place, entry)? {
+            // Items lie one before the other, the first one at the end of the page.
+            let mut end = page.end();
+            let mut next = page.offsets()?.map(|start| {
+                let start = start?;
+                item(&page, start, std::mem::replace(&mut end, start))
+            });
+            while let (Some(key), Some(value)) = (next.next(), next.next()) {
+                if let Some(result) = each(place, (key?, value?))? {
                     return Ok(Some(result));
                 }
                 place += 1;
@@ -223,12 +228,7 @@ impl Buckets {
 }
 
 /// An item, which ends where the one before it begins.
-fn item<'p>(page: &'p Page<'_>, index: usize) -> Result<Item<'p>, Fault> {
-    let start = page.offset(index)?;
-    let end = match index {
-        0 => page.end(),
-        _ => page.offset(index - 1)?,
-    };
+fn item<'p>(page: &'p Page<'_>, start: usize, end: usize) -> Result<Item<'p>, Fault> {
     if start >= end {
         return Err(page.damaged("items that overlap"));
     }

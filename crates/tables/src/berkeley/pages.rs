@@ -253,6 +253,20 @@ impl Page<'_> {
         Ok(offset)
     }
 
+    /// Where the items begin, one after the other.
+    pub fn offsets(&self) -> Result<impl Iterator<Item = Result<usize, Fault>>, Fault> {
+        let first = PAGE_HEADER + 2 * self.entries()?;
+        let (end, order) = (self.end(), self.order);
+        let numbers = self.bytes(PAGE_HEADER, first - PAGE_HEADER)?;
+        Ok(numbers.chunks_exact(2).map(move |number| {
+            let offset = usize::from(order.u16(number, 0).unwrap_or_default());
+            if offset < first || offset >= end {
+                return Err(self.damaged("an item outside"));
+            }
+            Ok(offset)
+        }))
+    }
+
     pub fn byte(&self, at: usize) -> Result<u8, Fault> {
         self.bytes
             .get(at)

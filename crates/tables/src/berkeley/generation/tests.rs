@@ -5,7 +5,7 @@ use std::sync::atomic::AtomicBool;
 
 use postkeep_table::{Access, Flags, Outcome, Table as _};
 
-use super::super::tests::{Place, places};
+use super::super::tests::{self, places};
 use super::super::{Berkeley, open_file};
 use super::*;
 use crate::{BuildMode, Caller};
@@ -13,7 +13,7 @@ use crate::{BuildMode, Caller};
 const KEYS: [&str; 8] = ["a", "b", "c", "d", "e", "f", "g", "h"];
 
 /// Makes the table with one long value for each key, all of one letter, and gives the file's contents.
-fn state(place: &Place, letter: &str) -> Vec<u8> {
+fn state(place: &tests::Place, letter: &str) -> Vec<u8> {
     let value = letter.repeat(50_000);
     place.build(BuildMode::Create, &KEYS.map(|key| (key, &value[..])));
     std::fs::read(&place.file).unwrap()
@@ -27,14 +27,22 @@ fn ask(table: &Berkeley, key: &str) -> Option<Vec<u8>> {
     (outcome == Outcome::Done).then_some(value)
 }
 
-/// Looks up until something is kept.
-fn settle(table: &Berkeley, key: &str) {
+/// Looks up until all that the answer takes is kept; false where nothing is kept in this file system.
+fn settle(table: &Berkeley, key: &str) -> bool {
+    if !is_local(table.current().file()) {
+        eprintln!("SKIP: the file system is not a local one");
+        return false;
+    }
     let limit = Instant::now() + Duration::from_secs(20);
     while table.generation.load().is_none() {
         assert!(Instant::now() < limit, "nothing is ever kept");
         ask(table, key);
         std::thread::sleep(Duration::from_millis(5));
     }
+    for _ in 0..=READINGS {
+        ask(table, key);
+    }
+    true
 }
 
 /// Rewrites a file in place, as the reference does, with a pause in the middle.
@@ -85,7 +93,7 @@ fn no_answer_is_of_two_states() {
             }
             done.store(true, Ordering::Relaxed);
         });
-        assert!(kept.load(Ordering::Relaxed) > 0);
+        assert!(kept.load(Ordering::Relaxed) > 0 || !is_local(table.current().file()));
     }
 }
 
@@ -98,7 +106,6 @@ fn what_this_process_changes_is_seen_at_once_by_all_who_keep_pages() {
         for value in [b"1", b"2"] {
             for table in &tables {
                 settle(table, "k");
-                ask(table, "k");
             }
             writer.update(Flags::DUP_REPLACE, b"k", value).unwrap();
             for table in &tables {
@@ -107,7 +114,6 @@ fn what_this_process_changes_is_seen_at_once_by_all_who_keep_pages() {
         }
         for table in &tables {
             settle(table, "k");
-            ask(table, "k");
         }
         writer.delete(Flags::empty(), b"k").unwrap();
         for table in &tables {
@@ -135,7 +141,9 @@ fn a_change_of_a_file_that_is_kept_is_seen_by_the_check() {
         let states = ["1", "2"].map(|letter| state(&place, letter));
         let writer = LockedFile::with_flock(open_file(&place.file, true).unwrap());
         let table = place.bare(Access::Read);
-        settle(&table, "c");
+        if !settle(&table, "c") {
+            return;
+        }
         let generation = table.generation.load_full().unwrap();
         assert!(generation.is_current());
         rewrite(&writer, &states[0]);
@@ -152,8 +160,9 @@ fn pages_that_are_kept_answer_while_somebody_has_the_lock() {
     for place in places(Caller::Daemon) {
         state(&place, "1");
         let table = place.bare(Access::Read);
-        settle(&table, "c");
-        ask(&table, "c");
+        if !settle(&table, "c") {
+            return;
+        }
         let other = LockedFile::with_flock(open_file(&place.file, true).unwrap());
         let _guard = other.write().unwrap();
         let mut value = Vec::new();
@@ -169,25 +178,33 @@ fn no_more_memory_is_used_than_there_is() {
         let length = state(&place, "1").len();
         let table = place.bare(Access::Read);
         let file = table.current();
-        for memory in [0, BLOCK, 3 * BLOCK + 1, length + BLOCK] {
-            let header = Header::read(file.file(), place.layout()).unwrap();
+        let header = Header::read(file.file(), place.layout()).unwrap();
+        let (page, list) = (
+            header.size,
+            length / header.size * size_of::<super::Place>(),
+        );
+        for memory in [0, list + page, list + 3 * page + 1, list + length] {
+            let header = header.clone();
             let stamp = stamp(file.file()).unwrap();
             let generation = Generation::new(Arc::clone(&file), stamp, header, 0, memory);
-            for _ in 0..2 {
+            for _ in 0..2 + READINGS {
                 for key in KEYS {
                     let mut value = Vec::new();
-                    let filling = generation.filling();
+                    let view = generation.view();
                     let key = format!("{key}\0");
-                    assert!(filling.reader().find(key.as_bytes(), &mut value).unwrap());
+                    assert!(view.reader().find(key.as_bytes(), &mut value).unwrap());
                     assert_eq!(value.len(), 50_001);
                 }
             }
-            let blocks = generation.blocks.iter().filter_map(OnceLock::get);
-            let held: usize = blocks.map(|block| block.len()).sum();
-            assert!(held <= memory);
+            let pages = generation.places.iter();
+            let held: usize = pages
+                .filter_map(|place| place.bytes.get())
+                .map(|page| page.len())
+                .sum();
             let used = generation.used.load(Ordering::Relaxed);
-            assert!(used <= memory);
-            assert_eq!(used > 0, memory >= BLOCK);
+            assert_eq!(held, used);
+            assert!(used <= memory.saturating_sub(list));
+            assert_eq!(used > 0, memory > 0);
         }
     }
 }
