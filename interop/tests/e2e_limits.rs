@@ -1,8 +1,8 @@
 //! The limits of the lookup table server: what a client gets beyond each, what the log says, and that nothing
-//! happens below it. Those of the skeleton are tested there.
+//! happens below it. Those of the skeleton are tested there in all detail.
 
 use std::fs;
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant, SystemTime};
@@ -84,6 +84,113 @@ fn sizes_of_attributes_and_requests() -> Result<()> {
         let count = log.iter().filter(|text| **text == expected).count();
         ensure!(count == 1, "{expected}: {log:#?}");
     }
+    Ok(())
+}
+
+/// All warnings that begin with `text`.
+fn warnings(daemon: &StandIn, text: &str) -> usize {
+    let start = format!("warning: {text}");
+    let lines = daemon.log_texts();
+    lines.iter().filter(|line| line.starts_with(&start)).count()
+}
+
+#[test]
+fn clients_and_their_requests() -> Result<()> {
+    for service in ["proxymap", "scache"] {
+        let plan = || {
+            Plan::new(Implementation::Postkeep, service)
+                .parameter("proxy_read_maps", "proxy:static:x")
+                .parameter("max_use", "1000")
+        };
+        let ask = |peer: &mut Peer| -> Result<()> {
+            let bytes = match service {
+                "proxymap" => request("static:x", "k"),
+                _ => list(&[("request", "find_endp"), ("label", "l")]),
+            };
+            let reply = peer.exchange(&bytes)?;
+            ensure!(reply.starts_with(b"status\0"), "{}", show(&reply));
+            Ok(())
+        };
+        let crowd = |daemon: &StandIn, count: usize| -> Result<Vec<Peer>> {
+            (0..count)
+                .map(|_| {
+                    let mut peer = daemon.connect_and_greet()?;
+                    ask(&mut peer)?;
+                    Ok(peer)
+                })
+                .collect()
+        };
+
+        // Everybody is served, and the oldest goes.
+        let Some(daemon) = plan().parameter("postkeep_client_limit", "3").start()? else {
+            return Ok(());
+        };
+        let mut peers = crowd(&daemon, 3)?;
+        ensure!(daemon.log_texts().is_empty(), "{:?}", daemon.log_texts());
+        peers.extend(crowd(&daemon, 2)?);
+        for (number, peer) in peers.iter_mut().enumerate() {
+            ensure!(peer.drain(Duration::from_millis(50)).closed == (number < 2));
+        }
+        ensure!(warnings(&daemon, "client limit reached: 3 clients") == 1);
+        drop(daemon);
+
+        let Some(daemon) = plan()
+            .parameter("postkeep_user_client_limit", "3")
+            .start()?
+        else {
+            return Ok(());
+        };
+        let mut peers = crowd(&daemon, 3)?;
+        ensure!(daemon.log_texts().is_empty(), "{:?}", daemon.log_texts());
+        for _ in 0..2 {
+            ensure!(daemon.connect()?.drain(Duration::from_secs(3)).closed);
+        }
+        peers.iter_mut().try_for_each(&ask)?;
+        ensure!(warnings(&daemon, "connection of process ") == 1);
+        drop(daemon);
+
+        let rate = plan().parameter("postkeep_request_rate_limit", "10");
+        let Some(daemon) = rate.start()? else {
+            return Ok(());
+        };
+        let mut peer = daemon.connect_and_greet()?;
+        let began = Instant::now();
+        (0..10).try_for_each(|_| ask(&mut peer))?;
+        ensure!(daemon.log_texts().is_empty(), "{:?}", daemon.log_texts());
+        (0..4).try_for_each(|_| ask(&mut peer))?;
+        ensure!(began.elapsed() > Duration::from_millis(250));
+        ensure!(warnings(&daemon, "client sends more than 10 requests per second") == 1);
+    }
+    Ok(())
+}
+
+#[test]
+fn descriptors_that_run_out() -> Result<()> {
+    let Some(program) = postkeep_binary() else {
+        return Ok(());
+    };
+    let scratch = Scratch::new("limits")?;
+    let link = scratch.path().join("proxymap");
+    symlink(program, &link)?;
+    let text = format!("#!/bin/sh\nulimit -n 64\nexec {} \"$@\"\n", link.display());
+    let wrapper = scratch.file("start", &text)?;
+    fs::set_permissions(&wrapper, fs::Permissions::from_mode(0o755))?;
+    let plan = proxymap("proxy:static:x").executable(&wrapper);
+    let Some(mut daemon) = plan.start_in(scratch)? else {
+        return Ok(());
+    };
+    let mut oldest = daemon.connect_and_greet()?;
+    lookup(&mut oldest, "static:x", "k")?;
+    let mut kept = Vec::new();
+    for _ in 0..40 {
+        let mut peer = daemon.connect_and_greet()?;
+        ensure!(lookup(&mut peer, "static:x", "k")? == FOUND);
+        kept.push(peer);
+    }
+    ensure!(oldest.drain(Duration::from_millis(50)).closed);
+    ensure!(lookup(kept.last_mut().context("kept")?, "static:x", "k")? == FOUND);
+    ensure!(daemon.is_running());
+    ensure!(warnings(&daemon, "descriptor limit reached: ") == 1);
     Ok(())
 }
 

@@ -151,6 +151,7 @@ pub(crate) fn serve<S: Service>(service: Arc<S>, shared: Arc<Shared>, mut plan: 
             Arc::clone(&service),
             Arc::clone(&shared),
             Arc::clone(&mailbox),
+            plan.workers,
         )
         .unwrap_or_else(|error| broken("epoll_create", &error));
         mailboxes.push(mailbox);

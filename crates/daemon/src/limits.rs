@@ -24,6 +24,9 @@ pub struct Limits {
     /// `postkeep_request_rate_limit`: requests per second of one client, after a second's worth of them at once;
     /// zero: no limit. Beyond it the client waits for its next slot.
     pub request_rate: u32,
+    /// `postkeep_buffer_memory_limit`: bytes that the unfinished requests and untaken replies of all clients hold
+    /// together, those of less than 16 KiB not counted. Beyond it the client with the most is disconnected.
+    pub buffer_memory: usize,
     /// `postkeep_attribute_size_limit`, `postkeep_attribute_count_limit` and `postkeep_request_size_limit`.
     /// Beyond them the connection ends.
     pub requests: scan::Limits,
@@ -35,6 +38,7 @@ impl Default for Limits {
             clients: 100_000,
             user_clients: 50_000,
             request_rate: 1_000_000,
+            buffer_memory: 256 << 20,
             requests: scan::Limits::default(),
         }
     }
@@ -66,6 +70,7 @@ impl Limits {
         let clients = number(CLIENTS, default.clients, 0)?;
         let user_clients = number(USER_CLIENTS, default.user_clients, 0)?;
         let rate = number(REQUEST_RATE, default.request_rate as usize, 0)?;
+        let buffer_memory = number(BUFFER_MEMORY, default.buffer_memory, 1)?;
         let value = number(ATTRIBUTE_SIZE, default.requests.value, SMALLEST_SIZE)?;
         let attributes = number(
             ATTRIBUTE_COUNT,
@@ -77,6 +82,7 @@ impl Limits {
             clients,
             user_clients,
             request_rate: u32::try_from(rate).unwrap_or(u32::MAX),
+            buffer_memory,
             requests: scan::Limits {
                 name: default.requests.name,
                 value,
@@ -90,6 +96,7 @@ impl Limits {
 pub(crate) const CLIENTS: &str = "postkeep_client_limit";
 pub(crate) const USER_CLIENTS: &str = "postkeep_user_client_limit";
 pub(crate) const REQUEST_RATE: &str = "postkeep_request_rate_limit";
+pub(crate) const BUFFER_MEMORY: &str = "postkeep_buffer_memory_limit";
 /// The parameter of [`scan::Limits::value`].
 pub const ATTRIBUTE_SIZE: &str = "postkeep_attribute_size_limit";
 /// The parameter of [`scan::Limits::attributes`].
@@ -135,6 +142,8 @@ pub(crate) struct Complaints {
     pub(crate) user_clients: Complaint,
     pub(crate) request_rate: Complaint,
     pub(crate) descriptors: Complaint,
+    pub(crate) buffer_memory: Complaint,
+    pub(crate) handles: Complaint,
 }
 
 impl Default for Complaints {
@@ -143,6 +152,8 @@ impl Default for Complaints {
             clients: Complaint::new(CLIENTS),
             user_clients: Complaint::new(USER_CLIENTS),
             request_rate: Complaint::new(REQUEST_RATE),
+            buffer_memory: Complaint::new(BUFFER_MEMORY),
+            handles: Complaint::new("there is no way"),
             descriptors: Complaint::new("the number of open files that the system allows"),
         }
     }
@@ -168,13 +179,19 @@ mod tests {
     fn each_parameter_sets_its_limit() {
         let limits = read(
             b"postkeep_client_limit = 1\npostkeep_user_client_limit = 2\n\
-              postkeep_request_rate_limit = 3\npostkeep_attribute_size_limit = 5000\n\
+              postkeep_request_rate_limit = 3\n\
+              postkeep_buffer_memory_limit = 4\npostkeep_attribute_size_limit = 5000\n\
               postkeep_attribute_count_limit = 17\npostkeep_request_size_limit = 6000\n",
         )
         .unwrap();
         assert_eq!(
-            (limits.clients, limits.user_clients, limits.request_rate),
-            (1, 2, 3)
+            (
+                limits.clients,
+                limits.user_clients,
+                limits.request_rate,
+                limits.buffer_memory
+            ),
+            (1, 2, 3, 4)
         );
         let requests = limits.requests;
         assert_eq!(

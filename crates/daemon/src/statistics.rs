@@ -17,7 +17,7 @@ pub(crate) enum Cause {
     Service,
     /// The service panicked.
     Panic,
-    /// Idle, and its descriptor was needed.
+    /// It made room for others.
     Shed,
     /// The process ends.
     Leaving,
@@ -56,7 +56,7 @@ pub struct Statistics {
     pub closed_by_service: u64,
     /// Closed because the service panicked.
     pub closed_by_panic: u64,
-    /// Closed while idle, because descriptors ran out.
+    /// Closed to make room: there were too many clients, no descriptors left, or too much in buffers.
     pub closed_shed: u64,
     /// Closed because the process ends.
     pub closed_leaving: u64,

@@ -79,6 +79,8 @@ struct Connection<C> {
     scheduled: Option<Instant>,
     /// A buffer may have grown large.
     swollen: bool,
+    /// What its large buffers count for in the worker's sum, in bytes.
+    held: usize,
     last_turn: Instant,
     /// Up to when its requests fill the time that the request rate gives them, in nanoseconds after the worker
     /// began.
@@ -102,6 +104,9 @@ pub(crate) struct Worker<S: Service> {
     began: Instant,
     /// What a request takes up of its client's time, in nanoseconds; zero: nothing.
     interval: u64,
+    /// What large buffers hold together, and may hold, in bytes.
+    held: usize,
+    most_held: usize,
 }
 
 impl<S: Service> Worker<S> {
@@ -109,13 +114,20 @@ impl<S: Service> Worker<S> {
         service: Arc<S>,
         shared: Arc<Shared>,
         mailbox: Arc<Mailbox>,
+        workers: usize,
     ) -> io::Result<Self> {
         let poller = Poller::new()?;
         poller.add(&mailbox.bell, BELL, Interest::Read)?;
         let interval = SECOND
             .checked_div(shared.limits.request_rate.into())
             .unwrap_or(0);
+        let limits = &shared.limits;
+        // One request must always fit.
+        let most_held =
+            (limits.buffer_memory / workers.max(1)).max(limits.requests.list + 2 * READ_SIZE);
         Ok(Self {
+            held: 0,
+            most_held,
             service,
             shared,
             mailbox,
@@ -196,6 +208,7 @@ impl<S: Service> Worker<S> {
             deadline: None,
             scheduled: None,
             swollen: false,
+            held: 0,
             last_turn: now,
             paid: 0,
             counted,
@@ -294,6 +307,12 @@ impl<S: Service> Worker<S> {
                     .inbox
                     .receive(&self.buffer[..count], self.arrived.drain(..));
                 if connection.inbox.handles() > MAX_HANDLES {
+                    self.shared.complaints.handles.say(
+                        self.now,
+                        format_args!(
+                            "client sends more than {MAX_HANDLES} descriptors that nobody asked for, it is disconnected"
+                        ),
+                    );
                     self.close(token, Cause::Broken);
                     return true;
                 }
@@ -392,6 +411,7 @@ impl<S: Service> Worker<S> {
                         self.schedule(token, Some(until));
                     }
                     self.register(token, Registered::For(Interest::Write));
+                    self.weigh(token);
                     return;
                 }
                 Err(_) => {
@@ -476,7 +496,9 @@ impl<S: Service> Worker<S> {
             connection.inbox = Inbox::default();
             connection.outbox = Outbox::default();
             connection.swollen = false;
+            self.held -= std::mem::take(&mut connection.held);
         }
+        let swollen = connection.swollen;
         if read {
             self.register(token, Registered::For(Interest::Read));
         } else if end.is_some() {
@@ -484,6 +506,35 @@ impl<S: Service> Worker<S> {
             self.register(token, Registered::Nothing);
         }
         self.schedule(token, deadline);
+        if swollen {
+            self.weigh(token);
+        }
+    }
+
+    /// Counts what the large buffers of a client hold now; disconnects who holds most when that is too much.
+    fn weigh(&mut self, token: u64) {
+        if let Some(connection) = self.connections.find(token) {
+            let now = connection.inbox.bytes().len() + connection.outbox.len();
+            let counted = if connection.swollen { now } else { 0 };
+            let before = std::mem::replace(&mut connection.held, counted);
+            self.held = self.held - before + counted;
+        }
+        while self.held > self.most_held {
+            let most = self
+                .connections
+                .iter()
+                .max_by_key(|(_, connection)| connection.held)
+                .map(|(token, connection)| (token, connection.held));
+            let Some((token, held)) = most else { return };
+            self.shared.complaints.buffer_memory.say(
+                self.now,
+                format_args!(
+                    "buffer memory limit reached: {} bytes in one worker, a client with {held} of them is disconnected",
+                    self.held
+                ),
+            );
+            self.close(token, Cause::Shed);
+        }
     }
 
     fn wake(&mut self, token: u64) {
@@ -512,6 +563,7 @@ impl<S: Service> Worker<S> {
             }
             Progress::Complete(client, attributes) => {
                 // The client takes the place of the connection that brought it in all counts.
+                // Handovers are short, so nothing of them is in the worker's sum.
                 let counted = self
                     .connections
                     .remove(token)
@@ -543,8 +595,10 @@ impl<S: Service> Worker<S> {
             client,
             phase,
             registered,
+            held,
             ..
         } = connection;
+        self.held -= held;
         if let Some(client) = client {
             let service = &self.service;
             logging::contain(|| {

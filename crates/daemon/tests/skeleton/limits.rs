@@ -224,6 +224,74 @@ fn clients_in_the_middle_of_a_request_make_room_when_nobody_is_idle() {
     assert!(!has_ended(&mut slow[2]));
 }
 
+#[test]
+fn who_holds_most_memory_is_disconnected() {
+    // Each worker may hold one request of the longest kind, and a bit.
+    let daemon = Plan::unix()
+        .main_cf("postkeep_buffer_memory_limit = 1")
+        .main_cf("postkeep_request_size_limit = 4096")
+        .start();
+    let mut witness = daemon.greeted();
+    assert_eq!(
+        witness.ask(&format!("echo {}", "w".repeat(30_000))).len(),
+        30_000
+    );
+    assert!(daemon.log().is_empty(), "{:?}", daemon.log());
+    let mut hogs: Vec<Peer> = (0..16).map(|_| daemon.greeted()).collect();
+    for hog in &mut hogs {
+        hog.send(&format!("echo {}", "x".repeat(50_000)));
+    }
+    wait_until(|| {
+        daemon
+            .log()
+            .iter()
+            .any(|line| line.contains("buffer memory limit"))
+    });
+    assert_eq!(witness.ask("echo a"), "a");
+    let log = warnings(&daemon);
+    assert!(
+        log[0].starts_with("postfix/echo: warning: buffer memory limit reached: ")
+            && log[0].ends_with(
+                "of them is disconnected; to raise this limit: postkeep_buffer_memory_limit"
+            ),
+        "{log:?}"
+    );
+}
+
+#[test]
+fn too_many_descriptors_at_once_are_a_reason_to_disconnect() {
+    use std::os::fd::AsFd;
+    let daemon = Plan::unix().start();
+    let _witness = daemon.greeted();
+    let before = daemon.descriptors().len();
+    let peer = daemon.greeted();
+    let (own, _other) = UnixStream::pair().unwrap();
+    // The line never ends, so nothing of it is taken.
+    for _ in 0..70 {
+        if postkeep_sys::socket::send_descriptor(&peer.stream, b'x', own.as_fd()).is_err() {
+            break;
+        }
+    }
+    wait_until(|| daemon.descriptors().len() == before);
+    assert_eq!(
+        daemon.log(),
+        [
+            "postfix/echo: warning: client sends more than 64 descriptors that nobody asked for, it is \
+             disconnected; to raise this limit: there is no way"
+        ]
+    );
+}
+
+#[test]
+fn a_lookup_that_never_ends_is_noticed() {
+    let mut daemon = Plan::unix().main_cf("daemon_timeout = 3").start();
+    let (mut stuck, mut other) = (daemon.greeted(), daemon.greeted());
+    stuck.send("park 60000\n");
+    assert_eq!(other.ask("echo a"), "a");
+    assert_eq!(daemon.wait().0.code(), Some(1));
+    assert_eq!(daemon.log(), ["postfix/echo: fatal: watchdog timeout"]);
+}
+
 /// Resident memory in KiB.
 fn memory(daemon: &Daemon) -> u64 {
     let text = daemon.proc_status("VmRSS");
