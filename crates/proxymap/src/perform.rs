@@ -107,7 +107,7 @@ pub(crate) fn perform_at_once(
 ) -> Option<Status> {
     if let Current::Open { table, .. } = current
         && ask.operation != Operation::Open
-        && table.latency() == Latency::Blocking
+        && table.latency() != Latency::Memory
     {
         if ask.operation != Operation::Lookup {
             return None;
@@ -121,7 +121,7 @@ pub(crate) fn perform_at_once(
     Some(perform(instance, current, ask, walk, found))
 }
 
-fn effective_flags(table: &dyn Table, ask: &Ask<'_>) -> Flags {
+pub(crate) fn effective_flags(table: &dyn Table, ask: &Ask<'_>) -> Flags {
     let mut flags = (table.flags() - Flags::REQUEST) | (ask.flags & Flags::REQUEST);
     if ask.operation == Operation::Update {
         flags.remove(Flags::DUP_WARN | Flags::DUP_IGNORE);
@@ -146,7 +146,7 @@ fn run(
 }
 
 /// Logs what a table did not log itself, and says what the outcome is on the wire.
-fn conclude(
+pub(crate) fn conclude(
     instance: &Instance,
     operation: Operation,
     result: &Result<Outcome, LookupError>,

@@ -18,7 +18,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use postkeep_table::{Flags, Step};
+use postkeep_table::{Flags, Latency, Step, Table};
 use postkeep_wire::diagnostics::{Diagnostics, Shown};
 use postkeep_wire::duplex::{Inbox, Outbox};
 use postkeep_wire::proxymap::{
@@ -29,7 +29,9 @@ use postkeep_wire::scan::Limits;
 
 use crate::approve::canonical;
 use crate::instance::{Current, Instance, opening_flags};
-use crate::perform::{Ask, Found, perform, perform_at_once, recycle, reply_flags};
+use crate::perform::{
+    Ask, Found, conclude, effective_flags, perform, perform_at_once, recycle, reply_flags,
+};
 use crate::share::Tables;
 use crate::walk::{Walk, Walks};
 
@@ -56,7 +58,8 @@ pub enum Action {
     Read(Duration),
     /// Too much waits to be sent: send the outbox before the next step.
     Flush,
-    /// Run the job where it may wait, then call [`Conversation::finish`], then step again.
+    /// Begin the job, where it may wait if [`Job::may_wait`] says so; then call [`Conversation::finish`] with what
+    /// comes of it, then step again.
     Run(Job),
     /// Send what is in the outbox, then close the connection.
     Close,
@@ -147,19 +150,67 @@ impl Job {
         }
     }
 
-    /// Does the work; may take long.
-    pub fn run(self) -> Done {
+    /// Must [`Self::begin`] be called where it may wait? A lookup in an open table behind a server need not.
+    pub fn may_wait(&self) -> bool {
+        self.open.is_some() || remote(&self.work, &self.instance.current()).is_none()
+    }
+
+    /// Does the work and hands its outcome to `deliver`: before this returns, or later on another thread when a
+    /// server has to be asked.
+    ///
+    /// `deliver` must not wait. It is dropped without a call when the work was lost to a fault in a table's code.
+    pub fn begin(mut self, deliver: impl FnOnce(Done) + Send + 'static) {
+        let fatal = self.opened();
+        let current = self.instance.current();
+        let table = remote(&self.work, &current).filter(|_| fatal.is_none());
+        let Some(table) = table else {
+            drop(current);
+            deliver(self.performed(fatal));
+            return;
+        };
+        let ask = self.work.ask();
+        let flags = reply_flags(&current, self.work.generation, &ask);
+        let request = effective_flags(&*table, &ask);
+        drop(current);
         let Self {
-            mut work,
-            instance,
-            tables,
-            now,
-            open,
+            mut work, instance, ..
         } = self;
-        let fatal = open.and_then(|again| {
-            let opened = instance.open(now, again, &tables.environment);
-            opened.err().map(Fatal)
-        });
+        let key = std::mem::take(&mut work.key);
+        let value = std::mem::take(&mut work.found.value);
+        let done = move |result, value| {
+            work.found.value = value;
+            let status = conclude(&instance, work.operation, &result);
+            instance.counters.count(work.operation, status);
+            deliver(Done {
+                work,
+                instance,
+                status,
+                flags,
+                fatal: None,
+            });
+        };
+        table.begin_lookup(request, &key, value, Box::new(done));
+    }
+
+    /// Does the work; may take long.
+    pub fn run(mut self) -> Done {
+        let fatal = self.opened();
+        self.performed(fatal)
+    }
+
+    /// Opens the table where that has to be done first.
+    fn opened(&mut self) -> Option<Fatal> {
+        let again = self.open.take()?;
+        let opened = self
+            .instance
+            .open(self.now, again, &self.tables.environment);
+        opened.err().map(Fatal)
+    }
+
+    fn performed(self, fatal: Option<Fatal>) -> Done {
+        let Self {
+            mut work, instance, ..
+        } = self;
         let current = instance.current();
         let ask = Ask {
             operation: work.operation,
@@ -178,6 +229,18 @@ impl Job {
             flags,
             fatal,
         }
+    }
+}
+
+/// The table, when the work is a lookup that can be begun without waiting.
+fn remote(work: &Work, current: &Current) -> Option<Arc<dyn Table>> {
+    match current {
+        Current::Open { table, .. }
+            if work.operation == Operation::Lookup && table.latency() == Latency::Remote =>
+        {
+            Some(Arc::clone(table))
+        }
+        _ => None,
     }
 }
 

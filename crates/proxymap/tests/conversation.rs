@@ -255,6 +255,69 @@ fn nothing_is_answered_while_a_job_is_out() {
 }
 
 #[test]
+fn lookups_behind_a_server_are_begun_and_end_later() {
+    let plan = Plan {
+        latency: Latency::Remote,
+        ..three()
+    };
+    let service = service(Role::Read, &[("socketmap:t", plan)]);
+    let late = || std::mem::take(&mut *service.registry.late.lock().unwrap());
+    let (sender, ends) = std::sync::mpsc::channel();
+    let mut clients: Vec<_> = ["a", "x", "!retry", "!config", "b"]
+        .iter()
+        .map(|key| {
+            let mut inbox = Inbox::<()>::default();
+            inbox.receive(&bytes(&lookup("socketmap:t", key)), []);
+            let conversation = Conversation::new("proxymap socket".into(), Generation::One);
+            (conversation, inbox, Outbox::<()>::default())
+        })
+        .collect();
+    for (number, (conversation, inbox, outbox)) in clients.iter_mut().enumerate() {
+        let action = conversation.step(Duration::ZERO, inbox, outbox, &service.tables, &mut ());
+        let Action::Run(job) = action else {
+            panic!("a job is expected");
+        };
+        // Only the first one has to open the table.
+        assert_eq!(job.may_wait(), number == 0);
+        let sender = sender.clone();
+        job.begin(move |done| sender.send((number, done)).unwrap());
+        assert!(ends.try_recv().is_err());
+    }
+    // All are under way at once; they end in any order, on any thread.
+    let begun = late();
+    assert_eq!(begun.len(), 5);
+    std::thread::spawn(move || begun.into_iter().rev().for_each(|end| end()))
+        .join()
+        .unwrap();
+    for expected in (0..5).rev() {
+        let (number, done) = ends.recv().unwrap();
+        assert_eq!(number, expected);
+        let (conversation, _, outbox) = &mut clients[number];
+        conversation.finish(done, outbox).unwrap();
+    }
+    let replies = clients
+        .iter_mut()
+        .map(|(_, _, outbox)| shown(outbox.next_chunk().0))
+        .collect::<Vec<_>>();
+    assert_eq!(
+        replies,
+        [
+            "status␀0␀value␀1␀␀",
+            "status␀1␀value␀␀␀",
+            "status␀2␀value␀␀␀",
+            "status␀5␀value␀␀␀",
+            "status␀0␀value␀2␀␀"
+        ]
+    );
+    let counts: u64 = service
+        .tables
+        .counts()
+        .map(|(_, counts)| counts.lookups)
+        .sum();
+    assert_eq!(counts, 5);
+}
+
+#[test]
 fn a_request_has_one_second_from_its_first_byte_on() {
     let service = service(Role::Read, &[("hash:/t", three())]);
     let mut conversation = Conversation::new("proxymap socket".into(), Generation::One);

@@ -3,7 +3,7 @@
 //! A request is `MAP KEY`, a reply is a word, a blank, and data or a reason.
 //!
 //! # References
-//! socketmap_table(5); Postfix `src/util/dict_sockmap.c`, `src/util/netstring.c`.
+//! `socketmap_table(5)`; Postfix `src/util/dict_sockmap.c`, `src/util/netstring.c`.
 
 use memchr::memchr;
 use postkeep_table::Printable;

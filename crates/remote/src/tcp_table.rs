@@ -1,7 +1,7 @@
-//! The wire form of tcp_table(5): a line each way, with `%XX` for what is no plain letter.
+//! The wire form of `tcp_table(5)`: a line each way, with `%XX` for what is no plain letter.
 //!
 //! # References
-//! tcp_table(5); Postfix `src/util/dict_tcp.c`, `src/util/hex_quote.c`.
+//! `tcp_table(5)`; Postfix `src/util/dict_tcp.c`, `src/util/hex_quote.c`.
 
 use memchr::memchr;
 

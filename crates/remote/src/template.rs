@@ -65,6 +65,10 @@ enum Side {
 
 /// The templates of one table: what they need together.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "four facts that do not depend on each other"
+)]
 pub struct Needs {
     key_user: bool,
     key_domain: bool,

@@ -87,7 +87,15 @@ pub enum Latency {
     Memory,
     /// A file lock, a C library, a name service, another process: run where it cannot hold up other clients.
     Blocking,
+    /// A server over the network: begun in line ([`Table::begin_lookup`]), and completed later without a thread that
+    /// waits meanwhile.
+    Remote,
 }
+
+/// Takes the end of a lookup that was begun: its result, and the buffer that was handed in.
+///
+/// Called exactly once, on any thread, perhaps before [`Table::begin_lookup`] returns. It must not wait.
+pub type Completion = Box<dyn FnOnce(Result<Outcome, LookupError>, Vec<u8>) + Send>;
 
 /// Who may be trusted with what the table says (Postfix `src/util/dict.h`, `DICT_OWNER`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -137,8 +145,23 @@ pub trait Table: Send + Sync {
     ) -> Option<Result<Outcome, LookupError>> {
         match self.latency() {
             Latency::Memory => Some(self.lookup(flags, key, value)),
-            Latency::Blocking => None,
+            Latency::Blocking | Latency::Remote => None,
         }
+    }
+
+    /// Begins a lookup that `done` gets the end of; the value is appended to `value`.
+    ///
+    /// Returns at once where the latency is [`Latency::Remote`]; all other tables do the lookup right here, however
+    /// long it takes.
+    fn begin_lookup(
+        self: Arc<Self>,
+        flags: Flags,
+        key: &[u8],
+        mut value: Vec<u8>,
+        done: Completion,
+    ) {
+        let result = self.lookup(flags, key, &mut value);
+        done(result, value);
     }
 
     /// Stores an entry. Duplicates follow [`Flags::DUP_REPLACE`], [`Flags::DUP_WARN`], [`Flags::DUP_IGNORE`].

@@ -1,7 +1,10 @@
 //! What tables need to know of the configuration and of the program that opens them.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
+
+use postkeep_conf::{Dictionary, Release};
 
 /// Which kind of program opens tables; the reference treats a few faults differently in commands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,6 +36,8 @@ pub struct Context {
     pub ipc_idle: Duration,
     /// `ipc_ttl`: after which a connection is closed in any case.
     pub ipc_ttl: Duration,
+    /// All of main.cf, for types whose parameters begin with the name of a table.
+    pub main_cf: Arc<Dictionary>,
 }
 
 impl Default for Context {
@@ -48,6 +53,7 @@ impl Default for Context {
             ipc_timeout: Duration::from_hours(1),
             ipc_idle: Duration::from_secs(5),
             ipc_ttl: Duration::from_secs(1000),
+            main_cf: Arc::new(Dictionary::new(Release::default(), b"/etc/postfix")),
         }
     }
 }

@@ -7,8 +7,8 @@ use std::sync::Arc;
 
 use log::info;
 use postkeep_table::{
-    Cursor, Flags, Latency, LookupError, OpenError, Outcome, Owner, Printable, Step, Table,
-    TableName, Watch,
+    Completion, Cursor, Flags, Latency, LookupError, OpenError, Outcome, Owner, Printable, Step,
+    Table, TableName, Watch,
 };
 
 use crate::table_type::{Capabilities, Request, TableType};
@@ -131,6 +131,16 @@ impl Table for Debug {
         let result = self.inner.try_lookup(flags, key, value)?;
         self.log_lookup(key, &result, &value[start..]);
         Some(result)
+    }
+
+    fn begin_lookup(self: Arc<Self>, flags: Flags, key: &[u8], value: Vec<u8>, done: Completion) {
+        let (start, asked) = (value.len(), key.to_vec());
+        let inner = Arc::clone(&self.inner);
+        let log = move |result, value: Vec<u8>| {
+            self.log_lookup(&asked, &result, &value[start..]);
+            done(result, value);
+        };
+        inner.begin_lookup(flags, key, value, Box::new(log));
     }
 
     fn update(&self, flags: Flags, key: &[u8], value: &[u8]) -> Result<Outcome, LookupError> {

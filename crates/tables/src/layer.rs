@@ -8,7 +8,8 @@ use std::sync::Arc;
 
 use log::warn;
 use postkeep_table::{
-    Cursor, Flags, Latency, LookupError, Outcome, Owner, Printable, Step, Table, TableName, Watch,
+    Completion, Cursor, Flags, Latency, LookupError, Outcome, Owner, Printable, Step, Table,
+    TableName, Watch,
 };
 
 use crate::fold::fold_key;
@@ -163,6 +164,20 @@ impl Table for Layered {
             .inner
             .try_lookup(flags, &self.rules.fold(flags, key), value)?;
         Some(self.check_value(key, value, start, result))
+    }
+
+    fn begin_lookup(self: Arc<Self>, flags: Flags, key: &[u8], value: Vec<u8>, done: Completion) {
+        if !self.rules.key_is_good(self.name(), key) {
+            return done(Ok(Outcome::Absent), value);
+        }
+        let (start, asked) = (value.len(), key.to_vec());
+        let inner = Arc::clone(&self.inner);
+        let key = self.rules.fold(flags, key);
+        let check = move |result, mut value: Vec<u8>| {
+            let result = self.check_value(&asked, &mut value, start, result);
+            done(result, value);
+        };
+        inner.begin_lookup(flags, &key, value, Box::new(check));
     }
 
     fn update(&self, flags: Flags, key: &[u8], value: &[u8]) -> Result<Outcome, LookupError> {

@@ -24,6 +24,7 @@ mod rule_source;
 mod source;
 mod substitution;
 mod surrogate;
+mod table_config;
 mod table_type;
 
 pub use berkeley::reader as berkeley_file;
@@ -60,7 +61,7 @@ macro_rules! table_types {
 }
 
 table_types! {
-    btree, cdb, cidr, debug, environ, fail, hash, inline, internal, lmdb, pcre, pipemap, proxy, randmap, regexp, #[cfg(feature = "test-tables")] slow, r#static, texthash, unionmap, unix,
+    btree, cdb, cidr, debug, environ, fail, hash, inline, internal, lmdb, pcre, pipemap, proxy, randmap, regexp, #[cfg(feature = "test-tables")] slow, socketmap, r#static, tcp, texthash, unionmap, unix,
 }
 
 /// All table types, by name.

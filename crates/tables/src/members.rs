@@ -101,9 +101,9 @@ impl Members {
         request.flags.difference(kinds) | first
     }
 
-    /// That of the slowest.
+    /// Whether all are in memory. A list that waits for a server waits on a thread.
     pub(crate) fn latency(&self) -> Latency {
-        let is_slow = |table: &Arc<dyn Table>| table.latency() == Latency::Blocking;
+        let is_slow = |table: &Arc<dyn Table>| table.latency() != Latency::Memory;
         if self.tables.iter().any(is_slow) {
             Latency::Blocking
         } else {

@@ -172,7 +172,7 @@ impl Program for ProxymapProgram {
         let tables = Arc::new(Tables::new(
             role,
             &approved,
-            Arc::new(Registry::new(context(&setup.common))),
+            Arc::new(Registry::new(context(&setup.common, &setup.dictionary))),
             Arc::new(DiskObserver),
             Settings {
                 open_error_is_fatal: setup.common.daemon_table_open_error_is_fatal,
@@ -203,7 +203,7 @@ impl Program for ProxymapProgram {
 }
 
 /// The configuration that tables see.
-fn context(common: &Common) -> Context {
+fn context(common: &Common, dictionary: &Dictionary) -> Context {
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     Context {
         caller: Caller::Daemon,
@@ -215,6 +215,7 @@ fn context(common: &Common) -> Context {
         ipc_timeout: common.ipc_timeout,
         ipc_idle: common.ipc_idle,
         ipc_ttl: common.ipc_ttl,
+        main_cf: Arc::new(dictionary.clone()),
     }
 }
 
@@ -333,8 +334,19 @@ impl Default for Complaints {
 
 impl Proxymap {
     /// Has a job done elsewhere; it comes back when nobody can take it.
+    ///
+    /// A question to a server leaves from here, and no thread waits for the answer.
     fn send_away(&self, client: &mut Client, job: Job, now: Instant) -> Result<(), Job> {
         let errand = Errand::default();
+        if !job.may_wait() {
+            let messenger = Messenger {
+                errand: Some(Arc::clone(&errand)),
+                waker: client.waker.clone(),
+            };
+            job.begin(move |done| messenger.deliver(done));
+            client.errand = Some(errand);
+            return Ok(());
+        }
         let share = job.share();
         let mut job = Some(job);
         let submitted = self.pool.submit_for(share, || {
@@ -345,7 +357,7 @@ impl Proxymap {
             let job = job.take();
             move || {
                 if let Some(job) = job {
-                    messenger.deliver(job.run());
+                    job.begin(move |done| messenger.deliver(done));
                 }
             }
         });

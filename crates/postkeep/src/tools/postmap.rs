@@ -15,6 +15,7 @@ use std::io::{self, BufRead};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use postkeep_conf::{Common, Dictionary, extract_braced, split_list_braced, split_name_value};
 use postkeep_daemon::{configuration, evaluate_common, logging};
@@ -86,7 +87,6 @@ impl Command {
         }
         logging::configure(&log_settings(&common));
         options.check_message_options()?;
-        drop(dictionary);
         let path = |bytes: &[u8]| PathBuf::from(OsStr::from_bytes(bytes));
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
         let context = Context {
@@ -99,6 +99,7 @@ impl Command {
             ipc_timeout: common.ipc_timeout,
             ipc_idle: common.ipc_idle,
             ipc_ttl: common.ipc_ttl,
+            main_cf: Arc::new(dictionary),
         };
         Ok(Self {
             program,

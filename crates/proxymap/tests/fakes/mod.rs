@@ -15,8 +15,8 @@ use postkeep_proxymap::service::{Action, Conversation, Fatal};
 use postkeep_proxymap::share::{Settings, Tables};
 use postkeep_proxymap::watch::{Observer, Stat};
 use postkeep_table::{
-    Access, Cursor, Flags, Latency, LookupError, OpenError, Opener, Outcome, Step, Table,
-    TableName, Watch,
+    Access, Completion, Cursor, Flags, Latency, LookupError, OpenError, Opener, Outcome, Step,
+    Table, TableName, Watch,
 };
 use postkeep_wire::duplex::{End, Inbox, Outbox};
 use postkeep_wire::proxymap::Generation;
@@ -58,6 +58,9 @@ pub fn keep_log() {
 pub fn logged() -> Vec<String> {
     LINES.with_borrow_mut(std::mem::take)
 }
+
+/// Lookups that were begun and whose end is not told yet.
+pub type Late = Arc<Mutex<Vec<Box<dyn FnOnce() + Send>>>>;
 
 /// How a fake table behaves.
 #[derive(Clone, Debug)]
@@ -107,6 +110,7 @@ pub struct Fake {
     entries: Mutex<Vec<(Vec<u8>, Vec<u8>)>>,
     writable: bool,
     asked: Arc<Mutex<Vec<(String, Flags)>>>,
+    late: Late,
 }
 
 impl Fake {
@@ -162,6 +166,20 @@ impl Table for Fake {
     ) -> Option<Result<Outcome, LookupError>> {
         let ready = self.plan.ready || self.plan.latency == Latency::Memory;
         ready.then(|| self.lookup(flags, key, value))
+    }
+
+    fn begin_lookup(
+        self: Arc<Self>,
+        flags: Flags,
+        key: &[u8],
+        mut value: Vec<u8>,
+        done: Completion,
+    ) {
+        let (late, key) = (Arc::clone(&self.late), key.to_vec());
+        late.lock().unwrap().push(Box::new(move || {
+            let result = self.lookup(flags, &key, &mut value);
+            done(result, value);
+        }));
     }
 
     fn update(&self, flags: Flags, key: &[u8], value: &[u8]) -> Result<Outcome, LookupError> {
@@ -233,6 +251,8 @@ pub struct Registry {
     pub opened: Mutex<Vec<(String, Access, Flags)>>,
     /// Operations that reached tables, with their flags.
     pub asked: Arc<Mutex<Vec<(String, Flags)>>>,
+    /// Lookups in tables behind a server.
+    pub late: Late,
     /// File system: changes when set.
     pub version: AtomicUsize,
     pub gone: AtomicBool,
@@ -285,6 +305,7 @@ impl Opener for Registry {
             entries: Mutex::new(plan.entries.clone()),
             writable: access == Access::ReadWrite,
             asked: Arc::clone(&self.asked),
+            late: Arc::clone(&self.late),
             plan,
         }))
     }

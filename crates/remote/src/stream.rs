@@ -1,0 +1,275 @@
+//! Connections to servers: UNIX-domain and TCP sockets as one type, and the names of their places.
+//!
+//! # References
+//! Postfix `src/util/host_port.c`, `src/util/inet_connect.c`, `src/util/auto_clnt.c`.
+
+use std::io;
+use std::net::IpAddr;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use log::warn;
+use postkeep_sys::error_text;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::{TcpStream, UnixStream, lookup_host};
+
+use crate::hosts::Place;
+
+/// A connection.
+#[derive(Debug)]
+pub enum Stream {
+    /// A UNIX-domain socket.
+    Unix(UnixStream),
+    /// TCP.
+    Tcp(TcpStream),
+}
+
+impl Stream {
+    /// Connects; no time limit.
+    ///
+    /// A host's addresses are tried in order. What the reference warns of on the way is logged; the error is left to
+    /// the caller.
+    ///
+    /// # Errors
+    /// That of the last address; `EADDRNOTAVAIL` when the host or service is not known.
+    pub async fn connect(place: &Place) -> io::Result<Self> {
+        let (host, service) = match place {
+            Place::Unix(path) => return UnixStream::connect(path).await.map(Self::Unix),
+            Place::Uri(_) => return Err(io::ErrorKind::Unsupported.into()),
+            Place::Inet(host, service) => (host, service),
+        };
+        let unknown = |reason: &str| {
+            warn!("host or service {host}:{service} not found: {reason}");
+            io::Error::from_raw_os_error(nix_eaddrnotavail())
+        };
+        let port = port(service)
+            .await
+            .ok_or_else(|| unknown("Servname not supported for ai_socktype"))?;
+        let addresses = lookup_host((host.as_str(), port)).await.map_err(|error| {
+            let text = error_text(&error);
+            let reason = text.rsplit(": ").next().unwrap_or_default();
+            unknown(reason)
+        })?;
+        let mut last = io::Error::from_raw_os_error(nix_eaddrnotavail());
+        for address in addresses {
+            match TcpStream::connect(address).await {
+                Ok(stream) => {
+                    // Questions are small and wait for their answers.
+                    let _ = stream.set_nodelay(true);
+                    return Ok(Self::Tcp(stream));
+                }
+                Err(error) => last = error,
+            }
+        }
+        Err(last)
+    }
+
+    /// Is it open, with nothing to read? For a connection between two questions: a server that says something then
+    /// has said goodbye.
+    pub fn is_quiet(&self) -> bool {
+        let mut byte = [0];
+        let read = match self {
+            Self::Unix(stream) => stream.try_read(&mut byte),
+            Self::Tcp(stream) => stream.try_read(&mut byte),
+        };
+        matches!(read, Err(error) if error.kind() == io::ErrorKind::WouldBlock)
+    }
+}
+
+/// `EADDRNOTAVAIL` on Linux.
+fn nix_eaddrnotavail() -> i32 {
+    99
+}
+
+async fn port(service: &str) -> Option<u16> {
+    if service.bytes().all(|byte| byte.is_ascii_digit()) {
+        return service.parse().ok();
+    }
+    let name = service.to_owned();
+    let read = move || {
+        let text = std::fs::read("/etc/services").ok()?;
+        port_in(&String::from_utf8_lossy(&text), &name)
+    };
+    tokio::task::spawn_blocking(read).await.ok().flatten()
+}
+
+/// The port of a TCP service in the text of services(5).
+fn port_in(services: &str, name: &str) -> Option<u16> {
+    services.lines().find_map(|line| {
+        let mut words = line.split('#').next()?.split_ascii_whitespace();
+        let (first, place) = (words.next()?, words.next()?);
+        let port = place.strip_suffix("/tcp")?;
+        (first == name || words.any(|alias| alias == name)).then(|| port.parse().ok())?
+    })
+}
+
+/// Takes `host:port` apart, or `[host]:port`; the host may be left out where there is a default.
+///
+/// # Errors
+/// The reference's reason.
+pub fn host_port(text: &str, default_host: Option<&str>) -> Result<(String, String), &'static str> {
+    let (host, port) = if let Some(rest) = text.strip_prefix('[') {
+        let (host, after) = rest.split_once(']').ok_or("missing \"]\"")?;
+        let port = match after.strip_prefix(':') {
+            Some(port) => port,
+            None if after.is_empty() => "",
+            None => return Err("garbage after \"]\""),
+        };
+        let prefix = host.get(..5).unwrap_or_default();
+        if prefix.eq_ignore_ascii_case("IPv6:") {
+            let address = &host[5..];
+            if address.parse::<std::net::Ipv6Addr>().is_err() {
+                return Err("malformed IPv6 address");
+            }
+            (Some(address), port)
+        } else {
+            (Some(host), port)
+        }
+    } else {
+        match text.rsplit_once(':') {
+            Some((host, port)) => ((!host.is_empty()).then_some(host), port),
+            None => (None, text),
+        }
+    };
+    let given = host.or(default_host).ok_or("missing host information")?;
+    if port.is_empty() {
+        return Err("missing service information");
+    }
+    if host.is_some() && !is_host(given) {
+        return Err("valid hostname or network address required");
+    }
+    let digits = port.bytes().take_while(u8::is_ascii_digit).count();
+    if digits > 0 && digits < port.len() {
+        return Err("garbage after numerical service");
+    }
+    Ok((given.to_owned(), port.to_owned()))
+}
+
+fn is_host(text: &str) -> bool {
+    text.parse::<IpAddr>().is_ok()
+        || postkeep_conf::check_hostname(text.as_bytes()).is_ok()
+        || (!text.is_ascii() && !text.contains(|letter: char| letter.is_ascii_control()))
+}
+
+/// Takes `transport:endpoint` apart, where the transport is `inet`, `unix` or `local`.
+///
+/// # Errors
+/// The reference's reason, which says all.
+pub fn endpoint(service: &str) -> Result<Place, String> {
+    let (transport, endpoint) = service
+        .split_once(':')
+        .filter(|(transport, endpoint)| !transport.is_empty() && !endpoint.is_empty())
+        .ok_or_else(|| format!("need service transport:endpoint instead of \"{service}\""))?;
+    match transport {
+        "inet" => {
+            let (host, port) = host_port(endpoint, Some("localhost"))
+                .map_err(|reason| format!("{endpoint}: {reason}"))?;
+            Ok(Place::Inet(host, port))
+        }
+        "unix" | "local" => Ok(Place::Unix(endpoint.into())),
+        _ => Err(format!(
+            "invalid transport name: {transport} in service: {service}"
+        )),
+    }
+}
+
+impl AsyncRead for Stream {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Unix(stream) => Pin::new(stream).poll_read(cx, buffer),
+            Self::Tcp(stream) => Pin::new(stream).poll_read(cx, buffer),
+        }
+    }
+}
+
+impl AsyncWrite for Stream {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Self::Unix(stream) => Pin::new(stream).poll_write(cx, bytes),
+            Self::Tcp(stream) => Pin::new(stream).poll_write(cx, bytes),
+        }
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Unix(stream) => Pin::new(stream).poll_flush(cx),
+            Self::Tcp(stream) => Pin::new(stream).poll_flush(cx),
+        }
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Unix(stream) => Pin::new(stream).poll_shutdown(cx),
+            Self::Tcp(stream) => Pin::new(stream).poll_shutdown(cx),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hosts_and_ports() {
+        let parse = |text| host_port(text, Some("localhost"));
+        let pair = |host: &str, port: &str| Ok((host.to_owned(), port.to_owned()));
+        assert_eq!(parse("h.example:25"), pair("h.example", "25"));
+        assert_eq!(parse("::1:25"), pair("::1", "25"));
+        assert_eq!(parse("[::1]:25"), pair("::1", "25"));
+        assert_eq!(parse("[ipv6:::1]:smtp"), pair("::1", "smtp"));
+        assert_eq!(parse(":25"), pair("localhost", "25"));
+        assert_eq!(parse("25"), pair("localhost", "25"));
+        for (text, reason) in [
+            ("h:", "missing service information"),
+            ("[::1]", "missing service information"),
+            ("[::1", "missing \"]\""),
+            ("[::1]x", "garbage after \"]\""),
+            ("[ipv6:1.2.3.4]:1", "malformed IPv6 address"),
+            ("a b:1", "valid hostname or network address required"),
+            ("h:1x", "garbage after numerical service"),
+            ("127.0.0.1", "garbage after numerical service"),
+        ] {
+            assert_eq!(parse(text), Err(reason), "{text}");
+        }
+        assert_eq!(host_port("25", None), Err("missing host information"));
+    }
+
+    #[test]
+    fn endpoints() {
+        assert_eq!(endpoint("unix:/a:b"), Ok(Place::Unix("/a:b".into())));
+        assert_eq!(endpoint("local:a"), Ok(Place::Unix("a".into())));
+        assert_eq!(
+            endpoint("inet:[::1]:4"),
+            Ok(Place::Inet("::1".to_owned(), "4".to_owned()))
+        );
+        assert_eq!(
+            endpoint("inet").unwrap_err(),
+            "need service transport:endpoint instead of \"inet\""
+        );
+        assert_eq!(
+            endpoint("tcp:a:1").unwrap_err(),
+            "invalid transport name: tcp in service: tcp:a:1"
+        );
+        assert_eq!(
+            endpoint("inet:127.0.0.1").unwrap_err(),
+            "127.0.0.1: garbage after numerical service"
+        );
+    }
+
+    #[test]
+    fn services() {
+        let text = "# x\nsmtp 25/tcp mail # smtps\nsmtps\t465/tcp ssmtp\nntp 123/udp\n";
+        assert_eq!(port_in(text, "smtp"), Some(25));
+        assert_eq!(port_in(text, "ssmtp"), Some(465));
+        assert_eq!(port_in(text, "ntp"), None);
+        assert_eq!(port_in(text, "x"), None);
+    }
+}
