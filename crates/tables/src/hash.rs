@@ -5,9 +5,14 @@
 //! first needed. Where it is missing, these fail, and the way out is another type:
 //! `postmap -s hash:FILE | postmap -fui lmdb:FILE` makes an `lmdb:` table with the same entries.
 //!
-//! Programs keep apart by flock(2) on the file: shared to read, exclusive to write. What a program changed is seen at
-//! the next lookup. A key is stored with a NUL behind it unless the creator was told otherwise; both forms are looked
-//! for. Keys and values have no limit. Entries are listed in the order in which they lie in the file.
+//! Programs keep apart by flock(2) on the file: shared to read, exclusive to write. A key is stored with a NUL behind it
+//! unless the creator was told otherwise; both forms are looked for. Keys and values have no limit. Entries are listed
+//! in the order in which they lie in the file.
+//!
+//! Up to 64 MiB of a table that does not change are kept in memory, and lookups there take no lock. What this process
+//! changed is seen at its next lookup, what another program changed within a tenth of a second; an answer is always that
+//! of one state of the table. On network file systems, FUSE and ZFS nothing is kept, and each lookup locks and reads the
+//! file.
 //!
 //! Creating a table, and `postmap -i`, write another file beside it, bring it to disk, and rename it: readers have the
 //! old table or the new one, and a maker that dies leaves the old one. A table keeps its mode and owner. Where the
