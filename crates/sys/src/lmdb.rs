@@ -31,7 +31,7 @@ use lmdb_master_sys as ffi;
 use crate::lock::{Kind, LockedFile};
 
 use transaction::Transaction;
-use unlocked::Maps;
+use unlocked::{Failure, Maps};
 
 /// The smallest map, and how much is added above the size of a file.
 const SMALLEST_MAP: u64 = 10_240;
@@ -296,12 +296,44 @@ impl Environment {
     /// Looks for some keys in the newest snapshot, without a lock and, as long as the file does not grow, without a
     /// system call. Appends the value of the first key that is there.
     ///
-    /// Where that leads to nothing `value` is as it was, and [`Environment::read`] waits for its turn, or says what is
+    /// Where that leads to nothing `value` is as it was, and [`Environment::find`] waits for its turn, or says what is
     /// wrong.
     ///
     /// What another process is just committing may be found a moment before it is safe on the disk.
     pub fn find_unlocked(&self, keys: &[&[u8]], value: &mut Vec<u8>) -> Unlocked {
-        self.maps.find(self.file.file(), keys, value)
+        match self.maps.find(self.file.file(), keys, value) {
+            Ok(Some(place)) => Unlocked::Found(place),
+            Ok(None) => Unlocked::Absent,
+            Err(_) => Unlocked::Undecided,
+        }
+    }
+
+    /// As [`Environment::find_unlocked`], after waiting for writers: the place of the key that is there.
+    ///
+    /// # Errors
+    /// [`Error`] of the lock or of the file. A file that is cut meanwhile is no danger to the process, unless its
+    /// contents are of a kind that only LMDB can read.
+    pub fn find(&self, keys: &[&[u8]], value: &mut Vec<u8>) -> Result<Option<usize>, Error> {
+        let guard = self.file.read()?;
+        match self.maps.find(self.file.file(), keys, value) {
+            Ok(found) => return Ok(found),
+            Err(Failure::Damaged) => return Err(Error(Cause::Truncated)),
+            Err(Failure::Passed | Failure::Strange) => {}
+        }
+        let page_size = usize::try_from(self.page_size).map_err(|_| Error(Cause::Truncated))?;
+        if !pages::all_inside(self.file.file(), page_size)? {
+            return Err(Error(Cause::Truncated));
+        }
+        drop(guard);
+        self.read(|reader| {
+            for (place, key) in keys.iter().enumerate() {
+                if let Some(found) = reader.find(key)? {
+                    value.extend_from_slice(found);
+                    return Ok(Some(place));
+                }
+            }
+            Ok(None)
+        })?
     }
 
     /// Runs `f` in a write transaction and commits it, durable when this returns. Waits for readers and writers.

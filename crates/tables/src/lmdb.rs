@@ -24,7 +24,7 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 
-use postkeep_sys::lmdb::{Environment, Error, Options, Reader, Unlocked};
+use postkeep_sys::lmdb::{Environment, Error, Options, Unlocked};
 use postkeep_sys::lock::Kind;
 use postkeep_table::{
     Access, Cursor, Flags, Latency, LookupError, OpenError, Outcome, Owner, Printable, Step, Table,
@@ -170,38 +170,86 @@ impl Lmdb {
         }
     }
 
-    /// Looks up without a lock and without waiting, as nearly always is possible; `None` when it is not.
-    fn find_unlocked(&self, flags: Flags, key: &[u8], value: &mut Vec<u8>) -> Option<Outcome> {
-        if key.is_empty() {
-            return None;
-        }
+    /// Looks a key up in the forms in which it may be stored, by `look`, which tells the place of the form that is
+    /// there.
+    fn find<E>(
+        &self,
+        flags: Flags,
+        key: &[u8],
+        value: &mut Vec<u8>,
+        look: impl FnOnce(&[&[u8]], &mut Vec<u8>) -> Result<Option<usize>, E>,
+    ) -> Result<Outcome, E> {
         let mut buffer = [0; LONGEST_KEY];
         let start = value.len();
-        let environment = self
-            .environment
-            .read()
-            .unwrap_or_else(PoisonError::into_inner);
         let forms = match forms(self.flags, flags) {
             [Form::WithNul, rest @ ..] if key.len() >= LONGEST_KEY && !rest.is_empty() => rest,
             forms => forms,
         };
-        let found = match (forms, stored(key, *forms.first()?, &mut buffer)) {
+        let first = forms
+            .first()
+            .and_then(|form| stored(key, *form, &mut buffer));
+        let found = match (forms, first) {
             // One form is the beginning of the other.
             ([Form::WithNul, Form::Plain], Some(stored)) => {
-                environment.find_unlocked(&[stored, &stored[..key.len()]], value)
+                look(&[stored, &stored[..key.len()]], value)?
             }
-            (_, Some(stored)) => environment.find_unlocked(&[stored], value),
-            (_, None) => environment.find_unlocked(&[], value),
+            (_, Some(stored)) => look(&[stored], value)?,
+            (_, None) => look(&[], value)?,
         };
-        let form = match found {
-            Unlocked::Found(place) => *forms.get(place)?,
-            Unlocked::Absent => return Some(Outcome::Absent),
-            Unlocked::Undecided => return None,
+        let Some(form) = found.and_then(|place| forms.get(place)) else {
+            return Ok(Outcome::Absent);
         };
         let length = text(&value[start..]).len();
         value.truncate(start + length);
-        self.note_form(form);
-        Some(Outcome::Done)
+        self.note_form(*form);
+        Ok(Outcome::Done)
+    }
+
+    /// Looks up without a lock and without waiting, as nearly always is possible; `None` when it is not.
+    fn find_unlocked(&self, flags: Flags, key: &[u8], value: &mut Vec<u8>) -> Option<Outcome> {
+        let environment = self
+            .environment
+            .read()
+            .unwrap_or_else(PoisonError::into_inner);
+        self.find(flags, key, value, |keys, value| {
+            match environment.find_unlocked(keys, value) {
+                Unlocked::Found(place) => Ok(Some(place)),
+                Unlocked::Absent => Ok(None),
+                Unlocked::Undecided => Err(()),
+            }
+        })
+        .ok()
+    }
+
+    /// Whether an empty key is a fault: the reference asks LMDB for it where nothing was found yet with a NUL.
+    fn refuses(&self, flags: Flags, key: &[u8]) -> bool {
+        key.is_empty()
+            && self.caller == Caller::Command
+            && self.seen() != Some(Form::WithNul)
+            && forms(self.flags, flags).contains(&Form::Plain)
+    }
+
+    fn unless_refused(
+        &self,
+        flags: Flags,
+        key: &[u8],
+        outcome: Outcome,
+    ) -> Result<Outcome, LookupError> {
+        if outcome == Outcome::Absent && self.refuses(flags, key) {
+            return Err(self.failure("reading", Error::BAD_KEY_SIZE));
+        }
+        Ok(outcome)
+    }
+
+    /// The name is that of another file than the open one.
+    fn is_replaced(&self, environment: &Environment) -> bool {
+        let inode = |metadata: std::io::Result<std::fs::Metadata>| {
+            metadata
+                .map(|metadata| (metadata.dev(), metadata.ino()))
+                .ok()
+        };
+        let there = inode(std::fs::metadata(&self.path));
+        there.is_some() && there != inode(environment.file().metadata())
     }
 
     fn note_form(&self, form: Form) {
@@ -210,33 +258,6 @@ impl Lmdb {
         if self.seen.load(Ordering::Relaxed) != number {
             self.seen.store(number, Ordering::Relaxed);
         }
-    }
-
-    fn find(
-        &self,
-        reader: &Reader<'_>,
-        flags: Flags,
-        key: &[u8],
-        value: &mut Vec<u8>,
-    ) -> Result<Outcome, Error> {
-        let mut buffer = [0; LONGEST_KEY];
-        for &form in forms(self.flags, flags) {
-            if form == Form::Plain
-                && key.is_empty()
-                && self.caller == Caller::Command
-                && self.seen() != Some(Form::WithNul)
-            {
-                return Err(Error::BAD_KEY_SIZE);
-            }
-            if let Some(stored) = stored(key, form, &mut buffer)
-                && let Some(found) = reader.find(stored)?
-            {
-                value.extend_from_slice(text(found));
-                self.note_form(form);
-                return Ok(Outcome::Done);
-            }
-        }
-        Ok(Outcome::Absent)
     }
 
     fn seen(&self) -> Option<Form> {
@@ -268,12 +289,25 @@ impl Table for Lmdb {
         value: &mut Vec<u8>,
     ) -> Result<Outcome, LookupError> {
         if let Some(outcome) = self.find_unlocked(flags, key, value) {
-            return Ok(outcome);
+            return self.unless_refused(flags, key, outcome);
         }
-        let found = std::cell::RefCell::new(value);
-        self.with("reading", |environment| {
-            environment.read(|reader| self.find(reader, flags, key, &mut found.borrow_mut()))?
-        })
+        let environment = self.current();
+        let found = self.find(flags, key, value, |keys, value| {
+            environment.find(keys, value)
+        });
+        let outcome = match found {
+            // Another file may have its name by now.
+            Err(error) if error.is_damage() && self.is_replaced(&environment) => {
+                let value = std::cell::RefCell::new(value);
+                self.with("reading", |environment| {
+                    self.find(flags, key, &mut value.borrow_mut(), |keys, value| {
+                        environment.find(keys, value)
+                    })
+                })?
+            }
+            found => found.map_err(|error| self.failure("reading", error))?,
+        };
+        self.unless_refused(flags, key, outcome)
     }
 
     fn try_lookup(
@@ -282,19 +316,8 @@ impl Table for Lmdb {
         key: &[u8],
         value: &mut Vec<u8>,
     ) -> Option<Result<Outcome, LookupError>> {
-        if let Some(outcome) = self.find_unlocked(flags, key, value) {
-            return Some(Ok(outcome));
-        }
-        match self
-            .current()
-            .try_read(|reader| self.find(reader, flags, key, value))
-        {
-            Ok(None) => None,
-            Ok(Some(Ok(outcome))) => Some(Ok(outcome)),
-            // A damaged file is opened again where that may take its time.
-            Err(error) | Ok(Some(Err(error))) if error.is_damage() => None,
-            Err(error) | Ok(Some(Err(error))) => Some(Err(self.failure("reading", error))),
-        }
+        let outcome = self.find_unlocked(flags, key, value)?;
+        Some(self.unless_refused(flags, key, outcome))
     }
 
     fn update(&self, flags: Flags, key: &[u8], value: &[u8]) -> Result<Outcome, LookupError> {

@@ -1,8 +1,9 @@
 //! Lookups without a lock and without a system call: maps of the file, and trying again.
 
 use std::fs::File;
-use std::sync::OnceLock;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::io;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{PoisonError, RwLock};
 
 use crate::guarded::{GuardedMap, Landmark};
 
@@ -10,10 +11,6 @@ use super::snapshot::{Snapshot, Trouble};
 
 /// How often a lookup is tried before it waits for the lock.
 const ATTEMPTS: usize = 8;
-
-/// How many maps are made of an open file, one after the other. Each is twice as large as the file when it is made,
-/// so that many are needed only where the file was damaged as often.
-const MAPS: usize = 48;
 
 /// The least room that a map has behind the end of the file (bytes).
 const ROOM: u64 = 1 << 20;
@@ -32,117 +29,158 @@ pub enum Unlocked {
     Undecided,
 }
 
-/// The maps of a file. Those that are too small or damaged stay until it is closed: somebody may be reading them.
+/// Why nothing came of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Failure {
+    /// Writers were faster each time.
+    Passed,
+    /// Something was missing in the file.
+    Damaged,
+    /// It cannot be mapped, or its contents are of a kind that is not read here.
+    Strange,
+}
+
+/// The map of a file.
 pub(super) struct Maps {
     page_size: u64,
-    places: [OnceLock<Map>; MAPS],
-    /// The one in use; `MAPS` when there will be none any more.
-    current: AtomicUsize,
+    /// Changed when it is too small or damaged; nobody waits here otherwise.
+    map: RwLock<Option<Map>>,
 }
 
 struct Map {
     guarded: GuardedMap,
     /// A [`Landmark`] in one number, the byte lowest; 0 before there is one. Pages behind it are not read.
     landmark: AtomicU64,
+    /// There is none: a hole at the end of the file, not to be looked through again each time.
+    hole: AtomicBool,
+}
+
+/// What is to be done before the next attempt.
+enum Next {
+    Same,
+    NewMap,
 }
 
 impl Maps {
     pub fn new(page_size: u64) -> Self {
         Self {
             page_size,
-            places: [const { OnceLock::new() }; MAPS],
-            // Page numbers have 64 bits in what is read here.
-            current: AtomicUsize::new(if cfg!(target_pointer_width = "64") {
-                0
-            } else {
-                MAPS
-            }),
+            map: RwLock::new(None),
         }
     }
 
-    /// See [`super::Environment::find_unlocked`].
-    pub fn find(&self, file: &File, keys: &[&[u8]], value: &mut Vec<u8>) -> Unlocked {
+    /// See [`super::Environment::find_unlocked`]: the place of the key that is there.
+    pub fn find(
+        &self,
+        file: &File,
+        keys: &[&[u8]],
+        value: &mut Vec<u8>,
+    ) -> Result<Option<usize>, Failure> {
+        if !cfg!(target_pointer_width = "64") {
+            // Page numbers have 64 bits in what is read here.
+            return Err(Failure::Strange);
+        }
         let start = value.len();
+        let mut result = Err(Failure::Passed);
         for _ in 0..ATTEMPTS {
-            let number = self.current.load(Ordering::Acquire);
-            let Some(map) = self.map(number, file) else {
-                break;
+            let map = self.map.read().unwrap_or_else(PoisonError::into_inner);
+            let next = match &*map {
+                None => Ok(Next::NewMap),
+                Some(map) => match map.find(self.page_size, keys, value) {
+                    Ok(found) => return Ok(found),
+                    Err(trouble) => {
+                        value.truncate(start);
+                        map.after(trouble, self.page_size, file)
+                    }
+                },
             };
-            match map.find(self.page_size, keys, value) {
-                Ok(Some(place)) => return Unlocked::Found(place),
-                Ok(None) => return Unlocked::Absent,
-                Err(trouble) => {
-                    value.truncate(start);
-                    if map.guarded.is_damaged() {
-                        self.retire(number);
-                        break;
-                    }
-                    match trouble {
-                        Trouble::Passed => {}
-                        Trouble::Outside if self.look_again(number, map, file).is_some() => {}
-                        Trouble::Outside | Trouble::Structure => break,
-                    }
+            drop(map);
+            match next {
+                Ok(Next::Same) => {}
+                Ok(Next::NewMap) => {
+                    let map = Map::new(file).map_err(|_| Failure::Strange)?;
+                    self.set(Some(map));
+                }
+                Err(failure) => {
+                    result = Err(failure);
+                    break;
                 }
             }
         }
-        Unlocked::Undecided
+        if result == Err(Failure::Damaged) {
+            self.set(None);
+        }
+        result
     }
 
-    fn map(&self, number: usize, file: &File) -> Option<&Map> {
-        let place = self.places.get(number)?;
-        if let Some(map) = place.get() {
-            return Some(map);
-        }
-        let length = file.metadata().ok()?.len();
-        let room = length.saturating_mul(2).max(length.saturating_add(ROOM));
-        let guarded = GuardedMap::with_room(file, room);
-        let Ok(guarded) = guarded else {
-            self.current.store(MAPS, Ordering::Release);
-            return None;
-        };
-        // Another thread may have been faster.
-        Some(place.get_or_init(|| Map {
-            guarded,
-            landmark: AtomicU64::new(0),
-        }))
-    }
-
-    /// Takes the next map from now on.
-    fn retire(&self, number: usize) {
-        let _ =
-            self.current
-                .compare_exchange(number, number + 1, Ordering::AcqRel, Ordering::Relaxed);
-    }
-
-    /// The file has grown, or what marked its end has changed: looks for the end again.
-    fn look_again(&self, number: usize, map: &Map, file: &File) -> Option<()> {
-        let length = file.metadata().ok()?.len();
-        if length > map.guarded.len() as u64 {
-            self.retire(number);
-            return Some(());
-        }
-        // A page that is not whole is zeros behind the end of the file, which nothing else would tell.
-        if length < 2 * self.page_size || length % self.page_size != 0 {
-            return None;
-        }
-        let snapshot = Snapshot::newest(&map.guarded, self.page_size).ok()?;
-        let end = snapshot
-            .last_page()
-            .saturating_add(1)
-            .saturating_mul(self.page_size)
-            .min(length);
-        let Some(landmark) = map.guarded.landmark(end, FARTHEST) else {
-            // A hole at the end of the file: not to be looked through again each time.
-            self.current.store(MAPS, Ordering::Release);
-            return None;
-        };
-        let packed = landmark.offset << 8 | u64::from(landmark.byte);
-        map.landmark.store(packed, Ordering::Release);
-        Some(())
+    fn set(&self, map: Option<Map>) {
+        *self.map.write().unwrap_or_else(PoisonError::into_inner) = map;
     }
 }
 
 impl Map {
+    fn new(file: &File) -> io::Result<Self> {
+        let length = file.metadata()?.len();
+        let room = length.saturating_mul(2).max(length.saturating_add(ROOM));
+        Ok(Self {
+            guarded: GuardedMap::with_room(file, room)?,
+            landmark: AtomicU64::new(0),
+            hole: AtomicBool::new(false),
+        })
+    }
+
+    /// What follows from trouble.
+    fn after(&self, trouble: Trouble, page_size: u64, file: &File) -> Result<Next, Failure> {
+        if self.guarded.is_damaged() {
+            return Err(Failure::Damaged);
+        }
+        match trouble {
+            Trouble::Passed => Ok(Next::Same),
+            Trouble::Structure => Err(Failure::Strange),
+            Trouble::Outside => self.look_again(page_size, file),
+        }
+    }
+
+    /// The file has grown, or what marked its end has changed: looks for the end again.
+    fn look_again(&self, page_size: u64, file: &File) -> Result<Next, Failure> {
+        if self.hole.load(Ordering::Relaxed) {
+            return Err(Failure::Strange);
+        }
+        let length = file.metadata().map_err(|_| Failure::Strange)?.len();
+        // A page that is not whole is zeros behind the end of the file, which nothing else would tell.
+        if length < 2 * page_size || length % page_size != 0 {
+            return Err(Failure::Damaged);
+        }
+        if length > self.guarded.len() as u64 {
+            return Ok(Next::NewMap);
+        }
+        let last_page = match Snapshot::newest(&self.guarded, page_size) {
+            Ok(snapshot) => snapshot.last_page(),
+            Err(Trouble::Passed) => return Ok(Next::Same),
+            Err(Trouble::Outside | Trouble::Structure) => {
+                return Err(if self.guarded.is_damaged() {
+                    Failure::Damaged
+                } else {
+                    Failure::Strange
+                });
+            }
+        };
+        let end = last_page
+            .saturating_add(1)
+            .saturating_mul(page_size)
+            .min(length);
+        let Some(landmark) = self.guarded.landmark(end, FARTHEST) else {
+            if self.guarded.is_damaged() {
+                return Err(Failure::Damaged);
+            }
+            self.hole.store(true, Ordering::Relaxed);
+            return Err(Failure::Strange);
+        };
+        let packed = landmark.offset << 8 | u64::from(landmark.byte);
+        self.landmark.store(packed, Ordering::Release);
+        Ok(Next::Same)
+    }
+
     fn find(
         &self,
         page_size: u64,
