@@ -275,7 +275,7 @@ fn lookup(table: &str, key: &str, value: Option<&str>) -> Vec<Step> {
     ]
 }
 
-/// Descriptors that a daemon may have open in the row that needs the most.
+/// Descriptors that a daemon may have open: enough for the 19,000 sessions of one row.
 const DESCRIPTORS: u64 = 20_000;
 
 /// Lets this process and those that it starts have as many descriptors as the rows need.
@@ -291,7 +291,7 @@ fn allow_descriptors() -> Result<()> {
             maximum: limit.maximum.map(|maximum| maximum.max(DESCRIPTORS)),
         },
     )
-    .context("20,000 descriptors are needed")
+    .with_context(|| format!("cannot allow {DESCRIPTORS} descriptors"))
 }
 
 fn build(target: &Path, slow: bool) -> Result<()> {
@@ -329,7 +329,9 @@ pub(crate) fn run(options: &Options) -> Result<()> {
             build(&target, true)?;
         }
     }
-    allow_descriptors()?;
+    if let Err(error) = allow_descriptors() {
+        println!("{error:#}: rows that need them will fail");
+    }
     let counter = if options.no_system_calls {
         None
     } else {

@@ -189,6 +189,8 @@ fn take_back(endpoint: &str) -> Vec<Step> {
 struct Filled {
     name: &'static str,
     daemon: StandIn,
+    /// Hold the far ends of the sessions: one whose far end is gone does not stay.
+    _fillers: [Crowd; 2],
     saver: Crowd,
     remover: Crowd,
     /// Sessions that stay, but for the first few.
@@ -203,11 +205,19 @@ impl Filled {
         (name, implementation): (&'static str, postkeep_testkit::Implementation),
         level: usize,
     ) -> Result<Self> {
-        let daemon = start(bench.plan(implementation, "scache"))?;
+        // Ours would leave a quarter of the descriptors to clients.
+        let plan = bench
+            .plan(implementation, "scache")
+            .parameter("postkeep_connection_cache_client_share", "2");
+        let daemon = start(plan)?;
         let count = level - SAVES / 2;
-        crowd(bench, &daemon, 0, WARM, keep)?.run_times(WARM)?;
+        let mut fillers = [
+            crowd(bench, &daemon, 0, WARM, keep)?,
+            crowd(bench, &daemon, WARM, count - WARM, keep)?,
+        ];
+        fillers[0].run_times(WARM)?;
         let before = memory(daemon.pid())?.resident;
-        crowd(bench, &daemon, WARM, count - WARM, keep)?.run_times(count - WARM)?;
+        fillers[1].run_times(count - WARM)?;
         let after = memory(daemon.pid())?.resident;
         let held = daemon.open_descriptors()?;
         ensure!(
@@ -216,6 +226,7 @@ impl Filled {
         );
         Ok(Self {
             name,
+            _fillers: fillers,
             saver: crowd(bench, &daemon, count, SAVES, keep)?,
             remover: crowd(bench, &daemon, count, SAVES, take_back)?,
             daemon,
