@@ -1,7 +1,8 @@
 //! The sessions of the connection cache, and the thread that looks after them.
 //!
-//! Every session is in one epoll set from the moment it is saved, under the lock, until it is found or ends. The
-//! thread waits for what is heard of any of them and for the next expiry; it alone closes sessions, and says
+//! Sessions are in one epoll set until they are found or end: from the moment they are saved, or, when many are
+//! saved, a little later, so that those that are found again at once cost nothing. Whatever is found is looked at
+//! first. The thread waits for what is heard of any of them and for the next expiry; it alone closes sessions, and says
 //! goodbye to their far ends. Clients' threads never do: they leave what ended in the cache, and wake it.
 
 use std::collections::{HashMap, VecDeque};
@@ -28,6 +29,11 @@ const BATCH: usize = 32;
 const LINGER: Duration = Duration::from_secs(2);
 /// The same when the process waits for it.
 const LAST_LINGER: Duration = Duration::from_millis(100);
+/// Sessions that are saved within this time of each other are not watched before it has passed: most of them are
+/// found again sooner.
+const FRESH: Duration = Duration::from_millis(10);
+/// Sessions that may be so put off.
+const MOST_FRESH: usize = 4096;
 /// How long to look away from a descriptor that is said to be ready, and is not or not any more.
 const PAUSE: Duration = Duration::from_millis(1);
 
@@ -37,6 +43,8 @@ pub(super) struct Kept {
     state: Mutex<State>,
     poller: Poller,
     bell: Bell,
+    /// Locked after `state`, where both are.
+    fresh: Mutex<Fresh>,
     /// The zero of the cache's clock.
     epoch: Instant,
     liveness: bool,
@@ -54,6 +62,16 @@ struct State {
     cache: Cache<OwnedFd>,
     /// When the thread will look at the cache without being woken; `None`: never.
     wakes: Option<Duration>,
+}
+
+/// Sessions that are still to be watched.
+#[derive(Debug)]
+struct Fresh {
+    sessions: Vec<SessionId>,
+    /// When they will be.
+    due: Option<Instant>,
+    /// When the last session was saved.
+    saved: Option<Instant>,
 }
 
 /// What was counted, for whoever wants to show it.
@@ -95,6 +113,11 @@ impl Kept {
             }),
             poller,
             bell,
+            fresh: Mutex::new(Fresh {
+                sessions: Vec::new(),
+                due: None,
+                saved: None,
+            }),
             epoch,
             liveness,
             own_name: own_name.as_bytes().to_vec(),
@@ -144,6 +167,7 @@ impl Kept {
                 self.part(ended, &mut lingering, now);
                 lingering.hurry(now + LAST_LINGER);
             }
+            let fresh = self.watch_fresh(now);
             let next = self.expire(&mut lingering);
             now = Instant::now();
             lingering.close_late(&self.poller, now);
@@ -151,7 +175,11 @@ impl Kept {
                 return;
             }
             let expiry = next.map(|next| self.epoch + next);
-            let until = expiry.into_iter().chain(lingering.next()).min();
+            let until = expiry
+                .into_iter()
+                .chain(lingering.next())
+                .chain(fresh)
+                .min();
             let limit = until.map(|until| until.saturating_duration_since(now));
             if let Err(error) = self.poller.wait(&mut events, limit) {
                 log::warn!("epoll_wait: {}", postkeep_sys::error_text(&error));
@@ -182,6 +210,32 @@ impl Kept {
                 return next;
             }
         }
+    }
+
+    /// Watches the sessions that were put off, when it is time; says when it will be.
+    fn watch_fresh(&self, now: Instant) -> Option<Instant> {
+        let sessions = {
+            let mut fresh = self.fresh.lock().unwrap_or_else(PoisonError::into_inner);
+            if fresh.due.is_none_or(|due| due > now) {
+                return fresh.due;
+            }
+            fresh.due = None;
+            std::mem::take(&mut fresh.sessions)
+        };
+        for portion in sessions.chunks(BATCH) {
+            let state = self.lock();
+            for &session in portion {
+                if let Some(handle) = state.cache.handle(session) {
+                    self.add(session, handle);
+                }
+            }
+        }
+        None
+    }
+
+    fn add(&self, session: SessionId, handle: &OwnedFd) {
+        // One that the system cannot watch is still looked at before it is handed out.
+        let _ = self.poller.add(handle, session.token(), Interest::Read);
     }
 
     /// Finds out what was heard of which session.
@@ -286,9 +340,23 @@ impl SharedCache<OwnedFd> for Kept {
     }
 
     fn watch(&self, session: SessionId, handle: &OwnedFd) {
-        if self.liveness {
-            // One that the system cannot watch is still looked at before it is handed out.
-            let _ = self.poller.add(handle, session.token(), Interest::Read);
+        if !self.liveness {
+            return;
+        }
+        let now = Instant::now();
+        let mut fresh = self.fresh.lock().unwrap_or_else(PoisonError::into_inner);
+        let last = fresh.saved.replace(now);
+        let alone = last.is_none_or(|last| now.saturating_duration_since(last) >= FRESH);
+        if alone || fresh.sessions.len() >= MOST_FRESH {
+            drop(fresh);
+            self.add(session, handle);
+            return;
+        }
+        fresh.sessions.push(session);
+        if fresh.due.is_none() {
+            fresh.due = Some(now + FRESH);
+            drop(fresh);
+            self.bell.ring();
         }
     }
 

@@ -227,6 +227,21 @@ fn a_find_does_not_depend_on_the_thread() {
 }
 
 #[test]
+fn every_session_of_a_burst_is_watched() {
+    const MANY: u64 = 100;
+    let server = Server::start();
+    let ends: Vec<UnixStream> = (0..MANY)
+        .map(|_| {
+            let (near, far) = UnixStream::pair().unwrap();
+            server.save(LONG, b"smtp\ne", near).unwrap();
+            far
+        })
+        .collect();
+    drop(ends);
+    server.wait(|counted| counted.sessions.closed == MANY);
+}
+
+#[test]
 fn a_local_socket_is_watched_too() {
     let server = Server::start();
     let (near, far) = UnixStream::pair().unwrap();
