@@ -318,6 +318,10 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         "no row has such a name; --list tells them"
     );
     ensure!(options.rounds > 0, "no rounds");
+    ensure!(
+        !options.publish || options.foreign <= 10.0,
+        "what was measured beside so much other load is not published"
+    );
     let real = real_postfix().context("Postfix is needed for comparison")?;
     let target = top().join("target");
     let slow_wanted = slow::ROWS.iter().any(|row| wants(&options.only, row));
