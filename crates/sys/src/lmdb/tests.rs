@@ -1,5 +1,7 @@
 //! Tests of the parent module.
 
+use std::os::unix::fs::FileExt as _;
+
 use super::*;
 
 const SMALL: Options = Options {
@@ -159,6 +161,47 @@ fn without_a_lock_a_shortened_file_gives_the_right_answer_or_none() {
             assert!(answers >= 200);
         }
     }
+}
+
+#[test]
+fn a_file_that_is_cut_and_mended_all_the_time_gives_right_answers_and_errors() {
+    let (_directory, path) = path();
+    let environment = Environment::open(&path, SMALL).unwrap();
+    environment
+        .write(|writer| {
+            for number in 0..2000_u32 {
+                writer.put(&number.to_be_bytes(), &[b'v'; 100], true)?;
+            }
+            Ok(())
+        })
+        .unwrap();
+    let whole = std::fs::read(&path).unwrap();
+    let file = OpenOptions::new().write(true).open(&path).unwrap();
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let reader = scope.spawn(|| {
+            let (mut right, mut wrong, mut number) = (0, 0, 0_u32);
+            while !done.load(Ordering::Relaxed) || right == 0 {
+                number = (number + 701) % 2000;
+                let mut value = Vec::new();
+                match environment.find(&[&number.to_be_bytes()], &mut value) {
+                    Ok(Some(0)) if value == [b'v'; 100] => right += 1,
+                    Err(error) if error.is_damage() => assert!(value.is_empty()),
+                    _ => wrong += 1,
+                }
+            }
+            wrong
+        });
+        for round in 0..600_usize {
+            let cut = round * 7919 % whole.len();
+            file.set_len(cut as u64).unwrap();
+            std::thread::yield_now();
+            file.write_all_at(&whole[cut..], cut as u64).unwrap();
+            std::thread::yield_now();
+        }
+        done.store(true, Ordering::Relaxed);
+        assert_eq!(reader.join().unwrap(), 0);
+    });
 }
 
 #[test]
