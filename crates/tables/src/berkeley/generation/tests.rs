@@ -128,9 +128,17 @@ fn a_file_that_is_changed_within_one_tick_is_read_each_time() {
         let states = ["1", "2"].map(|letter| state(&place, letter));
         let writer = LockedFile::with_flock(open_file(&place.file, true).unwrap());
         let table = place.bare(Access::Read);
-        for number in 0..100 {
+        for number in 0..50 {
+            let before = Instant::now();
             rewrite(&writer, &states[number % 2]);
-            assert_eq!(ask(&table, "c").unwrap()[0], b"12"[number % 2]);
+            for _ in 0..READINGS + 3 {
+                assert_eq!(ask(&table, "c").unwrap()[0], b"12"[number % 2]);
+            }
+            if table.generation.load().is_some() {
+                // Right only where this machine was slow.
+                assert!(before.elapsed() >= SETTLED);
+                table.generation.store(None);
+            }
         }
     }
 }
@@ -146,6 +154,8 @@ fn a_change_of_a_file_that_is_kept_is_seen_by_the_check() {
         }
         let generation = table.generation.load_full().unwrap();
         assert!(generation.is_current());
+        // Changes that other tests make meanwhile do not count.
+        generation.changes.store(u64::MAX, Ordering::SeqCst);
         rewrite(&writer, &states[0]);
         let limit = Instant::now() + Duration::from_secs(20);
         while ask(&table, "c").unwrap()[0] != b'1' {
