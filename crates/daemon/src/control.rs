@@ -102,8 +102,6 @@ struct Loop<S: Service> {
     listeners: Vec<Listener>,
     mailboxes: Vec<Arc<Mailbox>>,
     idle: IdleTimer,
-    /// Descriptors have run out at least once.
-    starved: bool,
     /// A client that has come and has no number of its own yet.
     pending: Option<(OwnedFd, Option<Counted>)>,
     census: Census,
@@ -172,7 +170,6 @@ pub(crate) fn serve<S: Service>(service: Arc<S>, shared: Arc<Shared>, mut plan: 
         poller,
         listeners,
         mailboxes,
-        starved: false,
         pending: None,
         census: Census::default(),
         lowest: lowest_client(descriptors),
@@ -444,14 +441,13 @@ impl<S: Service> Loop<S> {
             Failure::Silent => {}
             Failure::Reported => {
                 self.shared.counters.accept_failed();
-                log::error!("accept connection: {}", error_text(error));
+                let errors = &self.shared.complaints.accept_errors;
+                errors.say(now, "", &error_text(error));
             }
             Failure::Starved => {
                 self.shared.counters.accept_failed();
-                // Once: the thirteenth error ends the process.
-                if !std::mem::replace(&mut self.starved, true) {
-                    log::error!("accept connection: {}", error_text(error));
-                }
+                let errors = &self.shared.complaints.accept_errors;
+                errors.say(now, "", &error_text(error));
                 let clients = self.shared.clients.load(Ordering::SeqCst);
                 self.shared.complaints.descriptors.say(
                     now,

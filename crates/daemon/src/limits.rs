@@ -6,11 +6,13 @@
 
 use std::fmt;
 use std::sync::{Mutex, OnceLock, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use postkeep_conf::{Dictionary, Error, IntParameter, Sink};
 use postkeep_wire::diagnostics::Throttle;
 use postkeep_wire::scan;
+
+use crate::logging::{Severity, record};
 
 /// The limits of a process, from parameters of its own (postkeep-proxymap(8)).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -122,22 +124,50 @@ impl Complaint {
 
     /// Somebody has gone beyond the limit; `text` says who, and how far.
     pub fn say(&self, now: Instant, text: fmt::Arguments<'_>) {
-        static ZERO: OnceLock<Instant> = OnceLock::new();
-        let now = now.saturating_duration_since(*ZERO.get_or_init(|| now));
         let admitted = self
             .throttle
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
-            .admit(now);
+            .admit(since_start(now));
         if let Some(held_back) = admitted {
             log::warn!("{text}; to raise this limit: {}{held_back}", self.remedy);
         }
     }
 }
 
+/// Failures of accepting: as in the reference they are errors, but anybody who can connect can cause them, so they
+/// do not count towards those that end a process, and come once a minute at most.
+#[derive(Debug, Default)]
+pub(crate) struct AcceptErrors(Mutex<Throttle>);
+
+impl AcceptErrors {
+    /// - `cause`: for a warning before the error; empty for none
+    pub(crate) fn say(&self, now: Instant, cause: &str, text: &str) {
+        let mut throttle = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let admitted = throttle.admit(since_start(now));
+        drop(throttle);
+        if let Some(held_back) = admitted {
+            if !cause.is_empty() {
+                log::warn!("{cause}");
+            }
+            record(
+                Severity::Error,
+                format_args!("accept connection: {text}{held_back}"),
+            );
+        }
+    }
+}
+
+/// The clock of all throttles.
+fn since_start(now: Instant) -> Duration {
+    static ZERO: OnceLock<Instant> = OnceLock::new();
+    now.saturating_duration_since(*ZERO.get_or_init(|| now))
+}
+
 /// The lines of the skeleton's own limits.
 #[derive(Debug)]
 pub(crate) struct Complaints {
+    pub(crate) accept_errors: AcceptErrors,
     pub(crate) clients: Complaint,
     pub(crate) user_clients: Complaint,
     pub(crate) request_rate: Complaint,
@@ -149,6 +179,7 @@ pub(crate) struct Complaints {
 impl Default for Complaints {
     fn default() -> Self {
         Self {
+            accept_errors: AcceptErrors::default(),
             clients: Complaint::new(CLIENTS),
             user_clients: Complaint::new(USER_CLIENTS),
             request_rate: Complaint::new(REQUEST_RATE),

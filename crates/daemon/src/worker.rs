@@ -89,6 +89,18 @@ struct Connection<C> {
     counted: Option<Counted>,
 }
 
+impl<C> Connection<C> {
+    /// How well it can be done without; `None` while it is being served.
+    fn rank(&self) -> Option<Rank> {
+        match self.phase {
+            Phase::Serving(Next::Wait) => None,
+            _ if self.blocked => Some(Rank::Slow),
+            Phase::Serving(Next::Idle | Next::Listen { .. }) => Some(Rank::Idle),
+            Phase::Serving(_) | Phase::Handover(_) | Phase::Held(_) => Some(Rank::Slow),
+        }
+    }
+}
+
 /// One worker.
 pub(crate) struct Worker<S: Service> {
     service: Arc<S>,
@@ -107,6 +119,8 @@ pub(crate) struct Worker<S: Service> {
     /// What large buffers hold together, and may hold, in bytes.
     held: usize,
     most_held: usize,
+    /// Those that can best be done without, as of a look at all; the first to go last.
+    candidates: Vec<Candidate>,
 }
 
 impl<S: Service> Worker<S> {
@@ -128,6 +142,7 @@ impl<S: Service> Worker<S> {
         Ok(Self {
             held: 0,
             most_held,
+            candidates: Vec::new(),
             service,
             shared,
             mailbox,
@@ -571,15 +586,18 @@ impl<S: Service> Worker<S> {
                 match move_above(client, LOWEST_CLIENT) {
                     Ok(client) => self.welcome(client, &attributes, None, counted),
                     Err(error) => {
-                        log::error!("accept connection: {}", postkeep_sys::error_text(&error));
+                        let text = postkeep_sys::error_text(&error);
+                        let errors = &self.shared.complaints.accept_errors;
+                        errors.say(self.now, "", &text);
                         self.forget(Cause::Broken, false);
                     }
                 }
             }
             Progress::Failed(text) => {
-                log::warn!("pass_accept_attr: {text}");
                 let reason = text.split_once(": ").map_or(text, |(_, reason)| reason);
-                log::error!("accept connection: {reason}");
+                let cause = format!("pass_accept_attr: {text}");
+                let errors = &self.shared.complaints.accept_errors;
+                errors.say(self.now, &cause, reason);
                 self.shared.counters.accept_failed();
                 self.close(token, Cause::Broken);
             }
@@ -759,19 +777,39 @@ impl<S: Service> Worker<S> {
     }
 
     /// The client that can best be done without; `None` when all are being served.
-    fn candidate(&self) -> Option<Candidate> {
-        let rank = |connection: &Connection<S::Client>| match connection.phase {
-            Phase::Serving(Next::Wait) => None,
-            _ if connection.blocked => Some(Rank::Slow),
-            Phase::Serving(Next::Idle | Next::Listen { .. }) => Some(Rank::Idle),
-            Phase::Serving(_) | Phase::Handover(_) | Phase::Held(_) => Some(Rank::Slow),
-        };
-        self.connections
-            .iter()
-            .filter_map(|(token, connection)| {
-                Some((rank(connection)?, connection.last_turn, token))
-            })
-            .min()
+    ///
+    /// All are looked at once for many answers: a client from which something comes is younger than all that have
+    /// been noted before, so whoever is left is still the oldest.
+    fn candidate(&mut self) -> Option<Candidate> {
+        loop {
+            while let Some(&(rank, since, token)) = self.candidates.last() {
+                let unchanged = self.connections.find(token).is_some_and(|connection| {
+                    connection.last_turn == since && connection.rank() == Some(rank)
+                });
+                if unchanged {
+                    return Some((rank, since, token));
+                }
+                self.candidates.pop();
+            }
+            let mut all: Vec<Candidate> = self
+                .connections
+                .iter()
+                .filter_map(|(token, connection)| {
+                    Some((connection.rank()?, connection.last_turn, token))
+                })
+                .collect();
+            let noted = (all.len() / 16).max(16);
+            if noted < all.len() {
+                all.select_nth_unstable(noted);
+                all.truncate(noted);
+                all.shrink_to_fit();
+            }
+            all.sort_unstable_by(|one, other| other.cmp(one));
+            self.candidates = all;
+            if self.candidates.is_empty() {
+                return None;
+            }
+        }
     }
 
     /// Closes a client that was chosen to make room, unless it has sent something meanwhile.

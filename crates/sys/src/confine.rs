@@ -224,9 +224,13 @@ const REFUSED_HERE: &[i64] = &[
     X32 + 545,
 ];
 
-/// See [`REFUSED`].
-#[cfg(not(target_arch = "x86_64"))]
+/// Those that only this kind of machine has.
+#[cfg(target_arch = "aarch64")]
 const REFUSED_HERE: &[i64] = &[libc::SYS_kexec_file_load];
+
+/// Those that only this kind of machine has.
+#[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+const REFUSED_HERE: &[i64] = &[];
 
 /// The bit that tells calls of the third binary interface.
 #[cfg(target_arch = "x86_64")]

@@ -59,6 +59,42 @@ fn at_the_client_limit_the_one_that_is_idle_for_longest_makes_room() {
 }
 
 #[test]
+fn the_order_holds_over_many_clients() {
+    const MANY: usize = 200;
+    let daemon = Plan::unix()
+        .main_cf(&format!("postkeep_client_limit = {MANY}"))
+        .main_cf("max_use = 10000")
+        .start();
+    let mut old: Vec<Peer> = (0..MANY).map(|_| daemon.greeted()).collect();
+    for peer in &mut old {
+        assert_eq!(peer.ask("echo a"), "a");
+    }
+    let mut new = Vec::new();
+    for number in 0..MANY {
+        let mut peer = daemon.greeted();
+        assert_eq!(peer.ask("echo b"), "b");
+        new.push(peer);
+        // Every other one speaks again before its turn would have come.
+        if let Some(next) = old.get_mut(number + 40)
+            && number.is_multiple_of(2)
+            && number < MANY / 4
+        {
+            assert_eq!(next.ask("echo c"), "c");
+        }
+    }
+    // All but those that spoke have made room, and then the oldest of the new.
+    let spoke = |number: usize| number >= 40 && number.is_multiple_of(2) && number - 40 < MANY / 4;
+    let left: Vec<usize> = (0..MANY)
+        .filter(|&number| !has_ended(&mut old[number]))
+        .collect();
+    assert!(
+        !left.is_empty() && left.iter().all(|&number| spoke(number)),
+        "{left:?}"
+    );
+    assert!(!has_ended(&mut new[MANY - 1]));
+}
+
+#[test]
 fn clients_that_are_served_do_not_make_room() {
     let daemon = Plan::unix().main_cf("postkeep_client_limit = 2").start();
     let mut busy: Vec<Peer> = (0..2).map(|_| daemon.greeted()).collect();
@@ -280,6 +316,18 @@ fn too_many_descriptors_at_once_are_a_reason_to_disconnect() {
              disconnected; to raise this limit: there is no way"
         ]
     );
+}
+
+#[test]
+fn failed_handovers_cannot_end_the_process() {
+    let mut daemon = Plan::new(&["-t", "pass"]).main_cf("max_use = 1000").start();
+    for _ in 0..20 {
+        let mut broken = daemon.connect();
+        broken.send("\0");
+        assert!(broken.is_closed());
+    }
+    assert!(daemon.is_running());
+    assert_eq!(daemon.log().len(), 2, "{:?}", daemon.log());
 }
 
 #[test]
