@@ -11,7 +11,7 @@ use std::process::ExitCode;
 use clap::{ArgAction, Args, CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
 
-use crate::commands::{proxymap, scache};
+use crate::commands::{adopt, doctor, proxymap, release, scache};
 use crate::{serve, tools};
 
 /// A connection cache and a lookup table server for Postfix, with or without Postfix.
@@ -37,6 +37,12 @@ pub(crate) struct Cli {
 enum Command {
     /// Run the services without Postfix, in the foreground
     Serve(serve::Options),
+    /// Have an installed Postfix use these daemons instead of its own
+    Adopt(adopt::Options),
+    /// Give an adopted Postfix its own daemons back
+    Release(release::Options),
+    /// Say what is wrong with the tables and services of a Postfix, and how to mend it
+    Doctor(doctor::Options),
     /// Save, take back and hand over connections
     #[command(subcommand)]
     Scache(scache::Command),
@@ -102,6 +108,9 @@ pub(crate) fn run(arguments: &[OsString]) -> ExitCode {
     };
     match cli.command {
         Command::Serve(options) => serve::run(&options),
+        Command::Adopt(options) => adopt::run(&options),
+        Command::Release(options) => release::run(&options),
+        Command::Doctor(options) => doctor::run(&options),
         Command::Scache(command) => scache::run(&command),
         Command::Proxymap(command) => proxymap::run(&command),
         Command::Postmap(passed) => tools::postmap::run(OsStr::new("postmap"), &passed.arguments),

@@ -19,6 +19,9 @@ fn every_command_has_help() {
     let commands: &[&[&str]] = &[
         &[],
         &["serve"],
+        &["adopt"],
+        &["release"],
+        &["doctor"],
         &["scache"],
         &["scache", "save-endpoint"],
         &["scache", "find-endpoint"],

@@ -1,6 +1,9 @@
-//! Client commands, to try the services by hand.
+//! Commands: clients, to try the services by hand, and those that look after an installed Postfix.
 
+pub(crate) mod adopt;
+pub(crate) mod doctor;
 pub(crate) mod proxymap;
+pub(crate) mod release;
 pub(crate) mod scache;
 
 use std::io::{self, Write};
