@@ -18,7 +18,7 @@ use postkeep_sys::socket;
 use postkeep_wire::duplex::{End, Inbox, Outbox};
 
 use crate::census::Counted;
-use crate::eviction::{Candidate, Rank};
+use crate::eviction::Candidate;
 use crate::handover::{Handover, Progress};
 use crate::logging;
 use crate::service::{Attributes, Next, Service, Turn};
@@ -26,6 +26,12 @@ use crate::shared::{Mailbox, Message, Shared};
 use crate::slots::Slots;
 use crate::statistics::Cause;
 use crate::waker::{Wake, Waker};
+
+mod connection;
+mod deadlines;
+mod room;
+
+use connection::{Connection, Phase, Registered};
 
 /// The token of the worker's own bell.
 const BELL: u64 = u64::MAX;
@@ -39,67 +45,8 @@ const MAX_HANDLES: usize = 64;
 const KEPT: usize = 16 * 1024;
 /// How long requests in progress may take when the process is to end.
 const GRACE: Duration = Duration::from_secs(5);
-/// Entries of the heap that may have no connection any more.
-const SLACK: usize = 1024;
 /// Client descriptors are at least this; numbers below stay free for libraries that need them.
 pub(crate) const LOWEST_CLIENT: i32 = 128;
-
-/// What a connection is registered for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Registered {
-    Nothing,
-    For(Interest),
-}
-
-#[derive(Debug)]
-enum Phase {
-    /// Another process is handing a client over.
-    Handover(Box<Handover>),
-    /// Nothing is read before this moment.
-    Held(Instant),
-    /// Served.
-    Serving(Next),
-}
-
-struct Connection<C> {
-    socket: OwnedFd,
-    phase: Phase,
-    /// What the service remembers, once it knows of the client.
-    client: Option<C>,
-    registered: Registered,
-    inbox: Inbox<OwnedFd>,
-    outbox: Outbox<OwnedFd>,
-    /// The client does not take its reply.
-    blocked: bool,
-    /// It was woken meanwhile: its turn comes when the reply is sent.
-    woken: bool,
-    /// When something happens if nothing comes.
-    deadline: Option<Instant>,
-    /// The earliest entry in the worker's heap.
-    scheduled: Option<Instant>,
-    /// A buffer may have grown large.
-    swollen: bool,
-    /// What its large buffers count for in the worker's sum, in bytes.
-    held: usize,
-    last_turn: Instant,
-    /// Up to when its requests fill the time that the request rate gives them, in nanoseconds after the worker
-    /// began.
-    paid: u64,
-    /// Its place in the count of its user's clients.
-    counted: Option<Counted>,
-}
-
-impl<C> Connection<C> {
-    /// How well it can be done without; `None` while it is being served.
-    fn rank(&self) -> Option<Rank> {
-        match self.phase {
-            Phase::Serving(Next::Wait) => None,
-            _ if self.blocked => Some(Rank::Slow),
-            Phase::Serving(Next::Idle | Next::Listen { .. }) => Some(Rank::Idle),
-            Phase::Serving(_) | Phase::Handover(_) | Phase::Held(_) => Some(Rank::Slow),
-        }
-    }
-}
 
 /// One worker.
 pub(crate) struct Worker<S: Service> {
@@ -526,32 +473,6 @@ impl<S: Service> Worker<S> {
         }
     }
 
-    /// Counts what the large buffers of a client hold now; disconnects who holds most when that is too much.
-    fn weigh(&mut self, token: u64) {
-        if let Some(connection) = self.connections.find(token) {
-            let now = connection.inbox.bytes().len() + connection.outbox.len();
-            let counted = if connection.swollen { now } else { 0 };
-            let before = std::mem::replace(&mut connection.held, counted);
-            self.held = self.held - before + counted;
-        }
-        while self.held > self.most_held {
-            let most = self
-                .connections
-                .iter()
-                .max_by_key(|(_, connection)| connection.held)
-                .map(|(token, connection)| (token, connection.held));
-            let Some((token, held)) = most else { return };
-            self.shared.complaints.buffer_memory.say(
-                self.now,
-                format_args!(
-                    "buffer memory limit reached: {} bytes in one worker, a client with {held} of them is disconnected",
-                    self.held
-                ),
-            );
-            self.close(token, Cause::Shed);
-        }
-    }
-
     fn wake(&mut self, token: u64) {
         if let Some(connection) = self.connections.find(token)
             && matches!(connection.phase, Phase::Serving(_))
@@ -662,83 +583,6 @@ impl<S: Service> Worker<S> {
         }
     }
 
-    /// Sets the moment at which something happens if nothing comes.
-    ///
-    /// Most requests are answered before there is any need for this, so the heap stays small; entries that are
-    /// too early are looked at, and entered again, when they are due.
-    fn schedule(&mut self, token: u64, deadline: Option<Instant>) {
-        let Some(connection) = self.connections.find(token) else {
-            return;
-        };
-        connection.deadline = deadline;
-        if let Some(at) = deadline
-            && connection.scheduled.is_none_or(|scheduled| at < scheduled)
-        {
-            connection.scheduled = Some(at);
-            self.deadlines.push(Reverse((at, token)));
-            if self.deadlines.len() > SLACK + 4 * self.connections.len() {
-                // Connections that have gone leave entries behind.
-                let connections = &mut self.connections;
-                self.deadlines.retain(|Reverse((at, token))| {
-                    connections
-                        .find(*token)
-                        .is_some_and(|connection| connection.scheduled == Some(*at))
-                });
-            }
-        }
-    }
-
-    fn expire(&mut self) {
-        while let Some(&Reverse((at, token))) = self.deadlines.peek() {
-            if at > self.now {
-                return;
-            }
-            self.deadlines.pop();
-            let Some(connection) = self.connections.find(token) else {
-                continue;
-            };
-            if connection.scheduled == Some(at) {
-                connection.scheduled = None;
-            }
-            match connection.deadline {
-                Some(deadline) if deadline <= self.now => {
-                    connection.deadline = None;
-                    self.expired(token);
-                }
-                deadline => self.schedule(token, deadline),
-            }
-        }
-    }
-
-    fn expired(&mut self, token: u64) {
-        let Some(connection) = self.connections.find(token) else {
-            return;
-        };
-        if connection.blocked {
-            self.close(token, Cause::WriteLimit);
-            return;
-        }
-        match connection.phase {
-            Phase::Handover(_) => {
-                connection.inbox.finish(End::TimedOut);
-                self.hand_over(token);
-            }
-            Phase::Held(_) => {
-                connection.phase = Phase::Serving(Next::Idle);
-                // What came meanwhile is looked at before anybody finds that the rest of a request took too long.
-                if !self.read(token) {
-                    self.turn(token, 0);
-                }
-            }
-            Phase::Serving(Next::Wait) => logging::fatal(format_args!("watchdog timeout")),
-            Phase::Serving(Next::Listen { .. }) => self.turn(token, 0),
-            Phase::Serving(Next::Idle | Next::Read { .. } | Next::Close) => {
-                connection.inbox.finish(End::TimedOut);
-                self.turn(token, 0);
-            }
-        }
-    }
-
     /// Lets what has begun come to its end.
     fn leave(&mut self) {
         self.leaving = true;
@@ -774,59 +618,6 @@ impl<S: Service> Worker<S> {
             }
             Phase::Serving(_) => self.settle(token),
         }
-    }
-
-    /// The client that can best be done without; `None` when all are being served.
-    ///
-    /// All are looked at once for many answers: a client from which something comes is younger than all that have
-    /// been noted before, so whoever is left is still the oldest.
-    fn candidate(&mut self) -> Option<Candidate> {
-        loop {
-            while let Some(&(rank, since, token)) = self.candidates.last() {
-                let unchanged = self.connections.find(token).is_some_and(|connection| {
-                    connection.last_turn == since && connection.rank() == Some(rank)
-                });
-                if unchanged {
-                    return Some((rank, since, token));
-                }
-                self.candidates.pop();
-            }
-            let mut all: Vec<Candidate> = self
-                .connections
-                .iter()
-                .filter_map(|(token, connection)| {
-                    Some((connection.rank()?, connection.last_turn, token))
-                })
-                .collect();
-            let noted = (all.len() / 16).max(16);
-            if noted < all.len() {
-                all.select_nth_unstable(noted);
-                all.truncate(noted);
-                all.shrink_to_fit();
-            }
-            all.sort_unstable_by(|one, other| other.cmp(one));
-            self.candidates = all;
-            if self.candidates.is_empty() {
-                return None;
-            }
-        }
-    }
-
-    /// Closes a client that was chosen to make room, unless it has sent something meanwhile.
-    fn evict(&mut self, token: u64, since: Instant) {
-        if let Some(connection) = self.connections.find(token)
-            && connection.last_turn == since
-            && !matches!(connection.phase, Phase::Serving(Next::Wait))
-        {
-            let deaf = connection.blocked || matches!(connection.phase, Phase::Held(_));
-            // What is in the socket already has come.
-            if deaf || !self.read(token) {
-                self.close(token, Cause::Shed);
-            }
-        }
-        // Be there room or not: the control thread finds out, and begins anew if need be.
-        self.shared.room.store(true, Ordering::SeqCst);
-        self.shared.bell.ring();
     }
 }
 
