@@ -118,9 +118,7 @@ fn answer(line: &str, client: &mut scache::Client, saved: &mut Saved) -> Result<
 
 /// Runs a script against a daemon of its own and compares the answers. `status` cannot be asked.
 fn run_script(implementation: Implementation, path: &Path) -> Result<()> {
-    let plan = Plan::new(implementation, "scache")
-        .parameter("connection_cache_ttl_limit", "10s")
-        .parameter("postkeep_connection_cache_order", "oldest");
+    let plan = Plan::new(implementation, "scache").parameter("connection_cache_ttl_limit", "10s");
     let Some(daemon) = plan.start()? else {
         return Ok(());
     };

@@ -3,6 +3,7 @@
 
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{Shutdown, TcpListener, TcpStream};
+use std::os::fd::AsFd as _;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
@@ -10,8 +11,9 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use postkeep_interop::mail::Source;
+use postkeep_testkit::peer::{save_endpoint, session};
 use postkeep_testkit::private_postfix::{Plan, free_port};
-use postkeep_testkit::{Implementation, PrivatePostfix};
+use postkeep_testkit::{Implementation, PrivatePostfix, stand_in};
 
 /// How the server gives up a connection that has been idle for a second.
 #[derive(Clone, Copy, Debug)]
@@ -285,15 +287,50 @@ fn every_session_ends_with_quit() -> Result<()> {
         return Ok(());
     };
     let ours = bursts(Implementation::Postkeep, &[], GivesUp::Never)?.context("no outcome")?;
-    let oldest = [("postkeep_connection_cache_order", "oldest")];
-    let oldest =
-        bursts(Implementation::Postkeep, &oldest, GivesUp::Never)?.context("no outcome")?;
+    let newest = [("postkeep_connection_cache_order", "newest")];
+    let newest =
+        bursts(Implementation::Postkeep, &newest, GivesUp::Never)?.context("no outcome")?;
     ensure!(theirs.lost > 0, "Postfix said goodbye");
-    for outcome in [ours, oldest] {
+    for outcome in [ours, newest] {
         ensure!(
             outcome.lost == 0 && outcome.broken == 0 && outcome.quit == outcome.sessions,
             "not every session ended with QUIT"
         );
+    }
+    Ok(())
+}
+
+#[test]
+fn a_reload_and_a_stop_end_with_a_word() -> Result<()> {
+    for stop in [false, true] {
+        let plan = stand_in::Plan::new(Implementation::Postkeep, "scache")
+            .parameter("connection_cache_ttl_limit", "60s");
+        let Some(mut daemon) = plan.start()? else {
+            return Ok(());
+        };
+        let mut client = daemon.connect_and_greet()?;
+        let mut ends = Vec::new();
+        for label in ["smtp\n127.0.0.1\n25\n0\n", "other\n127.0.0.1\n25\n0\n"] {
+            let (near, far) = session()?;
+            save_endpoint(&mut client, 60, label, "p", near.as_fd())?;
+            ends.push(far);
+        }
+        let status = if stop {
+            daemon.signal(rustix::process::Signal::TERM)?;
+            daemon.wait(Duration::from_secs(5))?
+        } else {
+            daemon.disconnect()?
+        };
+        let heard = ends
+            .iter_mut()
+            .map(|end| {
+                let mut heard = String::new();
+                end.read_to_string(&mut heard).map(|_| heard)
+            })
+            .collect::<std::io::Result<Vec<String>>>()?;
+        ensure!(heard == ["QUIT\r\n", ""], "stop: {stop}: {heard:?}");
+        // Whoever stopped it sees no difference.
+        ensure!(status.success() != stop, "{status}");
     }
     Ok(())
 }

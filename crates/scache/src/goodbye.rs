@@ -56,6 +56,11 @@ impl Goodbyes {
         })
     }
 
+    /// Nothing is said to anybody.
+    pub fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+
     /// What is said at the end of a session of this endpoint; nothing when its service is not listed.
     pub fn of(&self, endpoint: &[u8]) -> Option<&Arc<[u8]>> {
         if self.entries.is_empty() {

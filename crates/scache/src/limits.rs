@@ -50,11 +50,12 @@ impl Limits {
 /// Which of the sessions of an endpoint is found.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Order {
-    /// The one that was saved first, as Postfix does: all sessions are used in turn, and each rests for long.
+    /// The one that was saved first, as Postfix does: all sessions are used in turn, so that each rests for a
+    /// while, and none for so long that the other side gives it up. More are found so.
     #[default]
     OldestFirst,
-    /// The one that was saved last: it has rested for the shortest time, so the other side is least likely to
-    /// have given it up; those that are not needed any more rest until they expire.
+    /// The one that was saved last: it has rested for the shortest time; those that are not needed any more
+    /// rest until they expire, so fewer are held.
     NewestFirst,
 }
 

@@ -25,6 +25,7 @@ pub mod process;
 pub mod readiness;
 pub mod socket;
 pub mod spawn;
+pub mod termination;
 
 use std::io;
 

@@ -17,6 +17,7 @@ use postkeep_daemon::{
 };
 use postkeep_scache::{self as scache, Conversation};
 use postkeep_sys::error_text;
+use postkeep_sys::termination::Termination;
 use postkeep_wire::duplex::Outbox;
 use postkeep_wire::protocol;
 
@@ -141,9 +142,13 @@ impl Scache {
         // What cannot be raised is what there is.
         let descriptors = postkeep_sys::descriptor::raise_limit().unwrap_or(1024);
         let lingering = MOST_LINGERING.min(parameters.clients(descriptors) / 4);
+        // Without a word to say there is no reason to let the signal wait.
+        let termination = parameters.says_goodbye();
         let kept = Kept::new(
             parameters.rules(descriptors),
             parameters.liveness,
+            // Other threads than those that are started from here on there are none.
+            termination.then(Termination::hold).and_then(Result::ok),
             &setup.service_name,
             usize::try_from(lingering).unwrap_or(0),
             now,

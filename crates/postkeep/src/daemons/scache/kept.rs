@@ -18,9 +18,12 @@ use postkeep_scache::{
 use postkeep_sys::idle::{self, FarEnd, Heard};
 use postkeep_sys::readiness::{Bell, Events, Interest, Poller, Ready};
 use postkeep_sys::socket;
+use postkeep_sys::termination::Termination;
 
 /// The token of the thread's own bell.
 const BELL: u64 = u64::MAX;
+/// The token of SIGTERM.
+const TERMINATION: u64 = u64::MAX - 1;
 /// Descriptors taken from one wait.
 const EVENTS: usize = 256;
 /// Sessions that are examined without letting others have the cache in between.
@@ -48,6 +51,8 @@ pub(super) struct Kept {
     /// The zero of the cache's clock.
     epoch: Instant,
     liveness: bool,
+    /// SIGTERM, when there is something to be said before the end.
+    termination: Option<Termination>,
     /// Last component of the path at which clients find this service.
     own_name: Vec<u8>,
     /// Connections that may wait for the answer to a goodbye at one time.
@@ -91,6 +96,7 @@ impl Kept {
     /// An empty cache.
     ///
     /// - `liveness`: whether far ends are watched; else a session is whatever a client says it is
+    /// - `termination`: SIGTERM, so that it can wait for goodbyes
     /// - `own_name`: last component of the path at which clients find this service
     /// - `most_lingering`: connections that may wait for the answer to a goodbye at one time
     ///
@@ -99,12 +105,16 @@ impl Kept {
     pub(super) fn new(
         rules: Rules,
         liveness: bool,
+        termination: Option<Termination>,
         own_name: &str,
         most_lingering: usize,
         epoch: Instant,
     ) -> io::Result<Self> {
         let (poller, bell) = (Poller::new()?, Bell::new()?);
         poller.add(&bell, BELL, Interest::Read)?;
+        if let Some(termination) = &termination {
+            poller.add(termination, TERMINATION, Interest::Read)?;
+        }
         Ok(Self {
             state: Mutex::new(State {
                 cache: Cache::new(rules),
@@ -120,6 +130,7 @@ impl Kept {
             }),
             epoch,
             liveness,
+            termination,
             own_name: own_name.as_bytes().to_vec(),
             most_lingering,
             leaving: AtomicBool::new(false),
@@ -155,11 +166,20 @@ impl Kept {
         self.bell.ring();
     }
 
-    /// Looks after the sessions until told to leave.
+    /// Looks after the sessions until told to leave, or until SIGTERM ends the process.
     pub(super) fn look_after(&self) {
         let mut events = Events::new(EVENTS);
         let mut lingering = Lingering::default();
+        let mut dying = false;
         loop {
+            if dying {
+                // As when told to leave; it stays readable, and nobody waits for anything more.
+                let ended = self.lock().cache.shut_down();
+                self.part(ended, &mut lingering, Instant::now());
+                if let Some(termination) = &self.termination {
+                    termination.die();
+                }
+            }
             let leaving = self.leaving.load(Ordering::SeqCst);
             let mut now = Instant::now();
             if leaving {
@@ -185,6 +205,10 @@ impl Kept {
                 log::warn!("epoll_wait: {}", postkeep_sys::error_text(&error));
                 std::thread::sleep(PAUSE);
             }
+            dying = events
+                .ready()
+                .iter()
+                .any(|ready| ready.token == TERMINATION);
             self.hear(events.ready(), &mut lingering);
         }
     }
@@ -251,7 +275,7 @@ impl Kept {
         for portion in ready.chunks(BATCH) {
             let mut state = self.lock();
             for ready in portion {
-                if ready.token == BELL || Lingering::is_token(ready.token) {
+                if ready.token >= TERMINATION || Lingering::is_token(ready.token) {
                     continue;
                 }
                 let session = SessionId::from_token(ready.token);

@@ -73,12 +73,12 @@ impl Parameters {
             logging::fatal(format_args!("bad {goodbye} value: {value} ({error})"))
         });
         let order = "postkeep_connection_cache_order";
-        let value = text(order, "newest", 1)?;
+        let value = text(order, "oldest", 1)?;
         let order = match value.as_str() {
             "newest" => Order::NewestFirst,
             "oldest" => Order::OldestFirst,
             _ => logging::fatal(format_args!(
-                "bad {order} value: {value} (specify one of: newest, oldest)"
+                "bad {order} value: {value} (specify one of: oldest, newest)"
             )),
         };
         let mut number = |name, default, max| {
@@ -136,6 +136,11 @@ impl Parameters {
         }
     }
 
+    /// Whether anybody hears a goodbye.
+    pub(super) fn says_goodbye(&self) -> bool {
+        !self.goodbyes.is_empty()
+    }
+
     /// Descriptors of so many that are kept for clients, and for what is on its way to or from them.
     pub(super) fn clients(&self, descriptors: u64) -> u64 {
         u64::try_from(u128::from(descriptors) * u128::from(self.client_share) / 100)
@@ -161,7 +166,9 @@ mod tests {
         assert_eq!(limits.sessions, 1024 - 256 - 64);
         let rules = parameters("").unwrap().rules(u64::MAX);
         assert_eq!(rules.limits.sessions, 100_000);
-        assert_eq!(rules.order, Order::NewestFirst);
+        assert_eq!(rules.order, Order::OldestFirst);
+        let newest = parameters("postkeep_connection_cache_order = newest\n").unwrap();
+        assert_eq!(newest.rules(1024).order, Order::NewestFirst);
         assert_eq!(rules.goodbyes.of(b"relay\nx").unwrap()[..], *b"QUIT\r\n");
         assert_eq!(parameters("").unwrap().rules(10).limits.sessions, 0);
     }
@@ -178,7 +185,7 @@ mod tests {
              postkeep_connection_cache_client_share = 0\n",
         )
         .unwrap();
-        assert!(!parameters.liveness);
+        assert!(!parameters.liveness && !parameters.says_goodbye());
         let rules = parameters.rules(u64::MAX);
         assert_eq!(rules.limits, Limits::default());
         assert_eq!(rules.order, Order::OldestFirst);

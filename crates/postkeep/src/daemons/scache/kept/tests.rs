@@ -25,7 +25,7 @@ impl Server {
             order: Order::OldestFirst,
             goodbyes: Goodbyes::parse("smtp:QUIT").unwrap(),
         };
-        let kept = Kept::new(rules, liveness, "scache", 10, Instant::now()).unwrap();
+        let kept = Kept::new(rules, liveness, None, "scache", 10, Instant::now()).unwrap();
         let kept = Arc::new(kept);
         let keeper = std::thread::spawn({
             let kept = Arc::clone(&kept);
@@ -342,11 +342,11 @@ fn a_full_window_holds_up_nobody() {
     let server = Server::start();
     let (near, _far) = tcp();
     near.set_nonblocking(true).unwrap();
-    while (&near).write(&[b'x'; 65536]).is_ok() {}
+    while (&near).write(&[b'x'; 8192]).is_ok() {}
     near.set_nonblocking(false).unwrap();
     let (local, _peer) = UnixStream::pair().unwrap();
     local.set_nonblocking(true).unwrap();
-    while (&local).write(&[b'x'; 65536]).is_ok() {}
+    while (&local).write(&[b'x'; 8192]).is_ok() {}
     local.set_nonblocking(false).unwrap();
     let (good, mut far) = tcp();
     for session in [OwnedFd::from(near), local.into(), good.into()] {
