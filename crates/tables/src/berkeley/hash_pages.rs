@@ -1,6 +1,8 @@
 //! The hash layout: a bucket is a page, with further pages behind it where one is not enough
 //! (Berkeley DB 5.3 `hash/hash_page.c`).
 
+use std::collections::HashSet;
+
 use super::pages::{Fault, Item, Page, Pages, page_type};
 
 /// What the hash of these bytes must be: the test for another hash function.
@@ -210,13 +212,20 @@ impl Buckets {
     ) -> Result<(), Fault> {
         let visit = std::cell::RefCell::new(visit);
         let visit = |page| visit.borrow_mut()(page);
-        let mut key = Vec::new();
+        let mut keys = HashSet::new();
         for bucket in 0..=self.last {
+            keys.clear();
             self.scan(pages, bucket, visit, |_, (found, contents)| {
-                key.clear();
+                let mut key = Vec::new();
                 pages.append(found, &mut key)?;
                 if self.of(&key) != bucket {
                     return Err(self.stray(bucket));
+                }
+                if !keys.insert(key) {
+                    return Err(Fault::Damaged {
+                        page: self.page(bucket),
+                        what: "a key twice",
+                    });
                 }
                 pages.check(found, visit)?;
                 pages.check(contents, visit)?;
