@@ -65,6 +65,8 @@ postconf -e myhostname=mail.example.test mydestination=example.test mynetworks=1
     mailbox_command= home_mailbox= smtp_dns_support_level=disabled maillog_file=/var/log/postfix-test.log
 postconf -M 'postlog/unix-dgram=postlog unix-dgram n - n - 1 postlogd'
 postmap /etc/postfix/virtual
+# Changes the modes of some of the package's own files, the first time.
+postfix set-permissions
 postfix start
 deliver before
 picture >/picture.before
@@ -84,7 +86,7 @@ servers | grep -qx /usr/bin/postkeep || fail "our daemons do not run: $(servers)
 [ "$(servers)" = /usr/bin/postkeep ] || fail "others run, too: $(servers)"
 
 step 'Postfix set up again, as an upgrade of its package does'
-dpkg-reconfigure -f noninteractive postfix >/dev/null 2>&1 || true
+dpkg-reconfigure -f noninteractive postfix >/reconfigure.log 2>&1 || fail "$(cat /reconfigure.log)"
 postfix set-permissions upgrade-configuration
 postfix status || postfix start
 deliver upgraded

@@ -45,4 +45,12 @@ cargo test --workspace --locked --no-fail-fast
 step 'instructions'
 cargo xtask instructions
 
+step 'package'
+if unshare --mount --net --pid --fork true 2>/dev/null; then
+    POSTKEEP_BIN="${CARGO_TARGET_DIR:-target}/debug/postkeep" bash scripts/build-deb.sh "${CARGO_TARGET_DIR:-target}/debian"
+    bash scripts/test-deb.sh "${CARGO_TARGET_DIR:-target}"/debian/postkeep_*.deb
+else
+    echo 'SKIP: the package is not tried, as there is no right to make namespaces here'
+fi
+
 step 'done'

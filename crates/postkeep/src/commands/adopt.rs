@@ -10,6 +10,7 @@
 )]
 
 pub(crate) mod installation;
+mod obstacles;
 pub(crate) mod record;
 pub(crate) mod uses;
 pub(crate) mod watch;
@@ -17,10 +18,9 @@ pub(crate) mod watch;
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::{self, Write};
-use std::os::unix::fs::{MetadataExt, symlink};
-use std::os::unix::process::CommandExt;
+use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitCode};
+use std::process::ExitCode;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -28,7 +28,8 @@ use clap::{Args, ValueEnum};
 use postkeep_conf::master_cf::{Entry, Transport};
 use postkeep_sys::{effective, error_text};
 
-use self::installation::{Installation, command_of, package_trouble, run as run_command, shell};
+use self::installation::{Installation, command_of, package_trouble};
+use self::obstacles::{dry_start, read_only, unsettled, unsupported_tables, untrusted};
 use self::record::{Changed, Phase, Record, Shelf, Slot};
 use self::watch::{LogTail, Looked, is_client_trouble, is_trouble};
 use super::release;
@@ -310,125 +311,6 @@ fn change_of(entry: &Entry, daemon_directory: &Path, links: &Path) -> Result<Cha
         after: command_of(daemon_directory, &links.join(&before))?,
         before,
     })
-}
-
-/// Somebody is in the middle of changing master.cf, or it is no plain file.
-fn unsettled(master_cf: &Path) -> Option<String> {
-    let shown = master_cf.display();
-    let name = master_cf.file_name()?.to_string_lossy();
-    for other in [
-        format!(".{name}.swp"),
-        format!(".#{name}"),
-        format!("#{name}#"),
-    ] {
-        let path = master_cf.with_file_name(other);
-        if path.symlink_metadata().is_ok() {
-            return Some(format!(
-                "somebody seems to be editing {shown}: there is {}",
-                path.display()
-            ));
-        }
-    }
-    match master_cf.symlink_metadata() {
-        Ok(metadata) if metadata.is_symlink() => Some(format!(
-            "{shown} is a symbolic link, which postconf would replace by a file: make it a file first"
-        )),
-        Ok(metadata) if !metadata.is_file() => Some(format!("{shown} is no file")),
-        Ok(_) => None,
-        Err(error) => Some(format!("{shown}: {}", error_text(&error))),
-    }
-}
-
-/// A directory that nothing can be written in.
-fn read_only(directory: &Path) -> Option<String> {
-    let path = directory.join(format!(".postkeep-{}", std::process::id()));
-    match fs::File::create_new(&path) {
-        Ok(_) => {
-            let _ = fs::remove_file(&path);
-            None
-        }
-        Err(error) => Some(format!(
-            "nothing can be written in {}: {}",
-            directory.display(),
-            error_text(&error)
-        )),
-    }
-}
-
-/// Who else could change what master(8) will start as root?
-fn untrusted(executable: &Path) -> Option<String> {
-    for path in executable.ancestors() {
-        let Ok(metadata) = path.metadata() else {
-            return Some(format!("cannot look at {}", path.display()));
-        };
-        let sticky = metadata.is_dir() && metadata.mode() & 0o1000 != 0;
-        if metadata.uid() != 0 || (metadata.mode() & 0o022 != 0 && !sticky) {
-            let advice = shell(&[
-                "install",
-                "-m",
-                "755",
-                &executable.to_string_lossy(),
-                "/usr/local/bin/postkeep",
-            ]);
-            return Some(format!(
-                "Postfix would start {} as root, but others than root can change {}: first do {advice}, \
-                 and start that one",
-                executable.display(),
-                path.display()
-            ));
-        }
-    }
-    None
-}
-
-/// Approved tables of types that our proxymap does not have.
-fn unsupported_tables(installation: &Installation) -> Vec<String> {
-    let known = |kind: &str| {
-        postkeep_tables::table_types()
-            .iter()
-            .any(|row| row.name == kind)
-    };
-    let mut reasons = Vec::new();
-    for list in ["proxy_read_maps", "proxy_write_maps"] {
-        for table in uses::approved(installation, list).sorted() {
-            let table = String::from_utf8_lossy(table);
-            let kind = table.split(':').next().unwrap_or_default();
-            if !known(kind) {
-                reasons.push(format!(
-                    "{list} has proxy:{table}, and this proxymap has no tables of the type {kind} \
-                     (--only scache leaves proxymap to Postfix)"
-                ));
-            }
-        }
-    }
-    reasons
-}
-
-/// Starts a daemon as master(8) would, but to serve nobody: does it accept its configuration?
-fn dry_start(
-    installation: &Installation,
-    executable: &Path,
-    entry: &Entry,
-    name: &str,
-) -> Option<String> {
-    let mut command = Command::new(executable);
-    let version = format!("mail_version={}", installation.version);
-    command.arg0(name).args(["-S", "-V", "-o", &version]);
-    for word in entry.argv(true, false, false).iter().skip(1) {
-        command.arg(installation::path_of(word));
-    }
-    command
-        .env_clear()
-        .env("MAIL_CONFIG", &installation.config_directory);
-    match run_command(&mut command) {
-        Ok(ran) if ran.status.success() => None,
-        Ok(ran) => Some(format!(
-            "{} does not start as {name} with this configuration: {}",
-            executable.display(),
-            ran.complaint()
-        )),
-        Err(reason) => Some(reason),
-    }
 }
 
 impl Plan {

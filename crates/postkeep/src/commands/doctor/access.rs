@@ -4,7 +4,7 @@ use std::fs::{self, Metadata};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use super::account;
+use postkeep_sys::account;
 
 /// The bits of a mode, as for others.
 pub(super) const READ: u32 = 4;
