@@ -1,7 +1,8 @@
 //! Tests against an installed Postfix; here is what they drive it with: mail programs, raw
-//! conversations, and postmap(1) beside ours.
+//! conversations, postmap(1) beside ours, and servers that tables ask.
 #![forbid(unsafe_code)]
 
 pub mod conversation;
 pub mod mail;
 pub mod postmap;
+pub mod servers;

@@ -82,25 +82,26 @@ pub enum Refusal {
     /// A server answered, with this.
     #[error(transparent)]
     Answered(LookupError),
-    /// No server could be asked to the end; the reason of the last failure (`Connection refused`), which has been
-    /// logged.
+    /// No server could be asked to the end; all about that has been logged. The reason why the last one could not be
+    /// connected to (`Connection refused`), empty when it failed later.
     #[error("{0}")]
     Unreachable(String),
-    /// Too many lookups wait already, or waiting took too long.
-    #[error("{0}")]
-    Busy(String),
+    /// Too many lookups wait already, or waiting took too long; that has been logged.
+    #[error("too many lookups wait")]
+    Busy,
     /// The breaker is open, or all servers rest.
     #[error("fails at once after failures")]
     Resting,
 }
 
 impl From<Refusal> for LookupError {
-    /// Without a text where all has been logged.
+    /// Without a text, as all has been logged.
     fn from(refusal: Refusal) -> Self {
         match refusal {
             Refusal::Answered(error) => error,
-            Refusal::Busy(text) => Self::Retry(text),
-            Refusal::Unreachable(_) | Refusal::Resting => Self::Retry(String::new()),
+            Refusal::Unreachable(_) | Refusal::Busy | Refusal::Resting => {
+                Self::Retry(String::new())
+            }
         }
     }
 }
@@ -293,7 +294,7 @@ impl<B: Backend> Pool<B> {
                     );
                 }
             }
-            Err(Refusal::Busy(_) | Refusal::Resting) => {}
+            Err(Refusal::Busy | Refusal::Resting) => {}
         }
         result
     }
@@ -341,7 +342,7 @@ impl<B: Backend> Pool<B> {
             if !text.is_empty() {
                 warn!("{text}");
             }
-            reason = text;
+            reason.clear();
             if !tried.contains(&index) {
                 tried.push(index);
             }
@@ -372,11 +373,11 @@ impl<B: Backend> Pool<B> {
         let quiet = state
             .told
             .is_some_and(|told| now.duration_since(told) < Duration::from_secs(1));
-        if quiet {
-            return Refusal::Busy(String::new());
+        if !quiet {
+            state.told = Some(now);
+            warn!("{}: {why}", self.backend.label());
         }
-        state.told = Some(now);
-        Refusal::Busy(format!("{}: {why}", self.backend.label()))
+        Refusal::Busy
     }
 
     /// An idle connection, or a new one.

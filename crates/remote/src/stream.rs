@@ -13,7 +13,7 @@ use postkeep_sys::error_text;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream, lookup_host};
 
-use crate::hosts::Place;
+use crate::hosts::{Host, Place};
 
 /// A connection.
 #[derive(Debug)]
@@ -32,15 +32,15 @@ impl Stream {
     ///
     /// # Errors
     /// That of the last address; `EADDRNOTAVAIL` when the host or service is not known.
-    pub async fn connect(place: &Place) -> io::Result<Self> {
-        let (host, service) = match place {
+    pub async fn connect(to: &Host) -> io::Result<Self> {
+        let (host, service) = match &to.place {
             Place::Unix(path) => return UnixStream::connect(path).await.map(Self::Unix),
             Place::Uri(_) => return Err(io::ErrorKind::Unsupported.into()),
             Place::Inet(host, service) => (host, service),
         };
         let unknown = |reason: &str| {
-            warn!("host or service {host}:{service} not found: {reason}");
-            io::Error::from_raw_os_error(nix_eaddrnotavail())
+            warn!("host or service {} not found: {reason}", to.text);
+            no_address()
         };
         let port = port(service)
             .await
@@ -50,7 +50,7 @@ impl Stream {
             let reason = text.rsplit(": ").next().unwrap_or_default();
             unknown(reason)
         })?;
-        let mut last = io::Error::from_raw_os_error(nix_eaddrnotavail());
+        let mut last = no_address();
         for address in addresses {
             match TcpStream::connect(address).await {
                 Ok(stream) => {
@@ -76,9 +76,9 @@ impl Stream {
     }
 }
 
-/// `EADDRNOTAVAIL` on Linux.
-fn nix_eaddrnotavail() -> i32 {
-    99
+/// What the reference's connect says when there is nothing to connect to: `EADDRNOTAVAIL`, by its number on Linux.
+fn no_address() -> io::Error {
+    io::Error::from_raw_os_error(99)
 }
 
 async fn port(service: &str) -> Option<u16> {

@@ -160,27 +160,26 @@ impl Source for Socketmap {
         request(&self.map, &key, &mut question.bytes);
         let payload = match self.pool.ask(&question).await {
             Ok(payload) => payload,
-            Err(Refusal::Unreachable(reason)) => {
-                // After a warning about the server, this is the one about the table.
-                let warned = reason.is_empty() || reason.starts_with("table ");
-                return Err(LookupError::Retry(if warned {
-                    String::new()
-                } else {
-                    format!("table {name} lookup error: {reason}")
-                }));
+            Err(refusal) => {
+                if let Refusal::Unreachable(reason) = &refusal
+                    && !reason.is_empty()
+                {
+                    // After a warning about the server, this is the one about the table.
+                    warn!("{}", question.error(reason));
+                }
+                return Err(refusal.into());
             }
-            Err(refusal) => return Err(refusal.into()),
         };
         match Reply::parse(&payload) {
             Reply::Found(Some(value)) => Ok(Some(value.to_vec())),
             Reply::Found(None) => Ok(self.bare_ok_is_found.then(Vec::new)),
             Reply::Absent => Ok(None),
             Reply::Failed(failure, reason) => {
-                let text = failure_warning(name, failure, reason);
+                warn!("{}", failure_warning(name, failure, reason));
                 Err(match failure {
-                    Failure::Permanent => LookupError::Config(text),
+                    Failure::Permanent => LookupError::Config(String::new()),
                     Failure::Temporary | Failure::Timeout | Failure::Unknown => {
-                        LookupError::Retry(text)
+                        LookupError::Retry(String::new())
                     }
                 })
             }
@@ -226,7 +225,7 @@ impl Backend for Server {
     type Answer = Vec<u8>;
 
     async fn connect(&self, host: &Host) -> Result<Connection, String> {
-        let stream = Stream::connect(&host.place).await;
+        let stream = Stream::connect(host).await;
         Ok(Connection {
             stream: stream.map_err(|error| error_text(&error))?,
             input: Vec::new(),
@@ -259,7 +258,8 @@ impl Backend for Server {
                 }
                 Ok(None) => {}
                 Err(error) => {
-                    return Err(Fault::Broken(LookupError::Retry(question.error(&error))));
+                    warn!("{}", question.error(&error));
+                    return Err(Fault::Broken(LookupError::Retry(String::new())));
                 }
             }
             match stream.read_buf(input).await {

@@ -30,7 +30,7 @@ use postkeep_remote::limits::Limits;
 use postkeep_remote::pool::{Backend, Fault, Pool, Shared};
 use postkeep_remote::source::{Source, table};
 use postkeep_remote::stream::{Stream, host_port};
-use postkeep_remote::tcp_table::{Reply, line, request};
+use postkeep_remote::tcp_table::{Reply, TooLong, line, request};
 use postkeep_sys::error_text;
 use postkeep_table::{Flags, LookupError, OpenError, Owner, Table, TableName, Watch};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -129,8 +129,8 @@ impl Server {
 
     /// A reply that is no answer.
     fn refused(&self, why: &str, line: &[u8]) -> Fault {
-        let text = self.warning(&format_args!("{why}: {}", shown(line)));
-        Fault::Broken(LookupError::Retry(text))
+        warn!("{}", self.warning(&format_args!("{why}: {}", shown(line))));
+        Fault::Broken(LookupError::Retry(String::new()))
     }
 }
 
@@ -163,7 +163,7 @@ impl Backend for Server {
     type Answer = Option<Vec<u8>>;
 
     async fn connect(&self, host: &Host) -> Result<Connection, String> {
-        let stream = Stream::connect(&host.place).await;
+        let stream = Stream::connect(host).await;
         Ok(Connection {
             stream: stream.map_err(|error| error_text(&error))?,
             input: Vec::new(),
@@ -203,7 +203,9 @@ impl Backend for Server {
                 Err(error) => return Err(again(&error)),
             }
             match stream.read_buf(input).await {
-                Ok(0) => return Err(ended("Success")),
+                Ok(0) if input.is_empty() => return Err(ended("Success")),
+                // The reference has these words for a line that breaks off, too.
+                Ok(0) => return Err(again(&TooLong)),
                 Err(error) => return Err(ended(&error_text(&error))),
                 Ok(_) => {}
             }

@@ -170,26 +170,11 @@ fn socketmap_replies() {
         ("empty", "<>".to_owned()),
         ("bare", "absent".to_owned()),
         ("Absent", "absent".to_owned()),
-        (
-            "temp",
-            format!("retry {name} socketmap server temporary error: busy"),
-        ),
-        (
-            "perm",
-            format!("config {name} socketmap server permanent error"),
-        ),
-        (
-            "odd",
-            format!("retry {name} socketmap server unknown error: now"),
-        ),
-        (
-            "format",
-            format!("retry table {name} lookup error: input format error"),
-        ),
-        (
-            "size",
-            format!("retry table {name} lookup error: input exceeds size limit"),
-        ),
+        ("temp", "retry ".to_owned()),
+        ("perm", "config ".to_owned()),
+        ("odd", "retry ".to_owned()),
+        ("format", "retry ".to_owned()),
+        ("size", "retry ".to_owned()),
         ("two", "<1>".to_owned()),
         ("two", "<1>".to_owned()),
         ("A b", "<[m A b]>".to_owned()),
@@ -233,12 +218,7 @@ fn socketmap_over_unix_sockets_and_restarts() {
         assert_eq!(ask(&table, "k"), format!("<{number}>"));
     }
     server.join().unwrap();
-    let gone = ask(&table, "k");
-    let prefix = format!(
-        "retry table socketmap:unix:{}:m lookup error: ",
-        path.display()
-    );
-    assert_eq!(gone, format!("{prefix}Connection refused"));
+    assert_eq!(ask(&table, "k"), "retry ");
 }
 
 #[test]
@@ -301,21 +281,14 @@ fn tcp_replies() {
         key => format!("200 [{}]\n", key.replace('%', "%25")).into_bytes(),
     });
     let table = open(&format!("tcp:127.0.0.1:{port}")).unwrap();
-    let from = format!("read TCP map reply from 127.0.0.1:{port}");
     let count = || connections.load(Ordering::Relaxed);
     assert_eq!(ask(&table, "found"), "<a b>");
     assert_eq!(ask(&table, "absent"), "absent");
     assert_eq!(ask(&table, "A b%\u{e9}"), "<[A%20b%25%C3%A9]>");
     assert_eq!(count(), 1);
     assert_eq!(ask(&table, "later"), "retry ");
-    assert_eq!(
-        ask(&table, "status"),
-        format!("retry {from}: bad status code: 700 x")
-    );
-    assert_eq!(
-        ask(&table, "bad"),
-        format!("retry {from}: malformed reply: 200 %zz_")
-    );
+    assert_eq!(ask(&table, "status"), "retry ");
+    assert_eq!(ask(&table, "bad"), "retry ");
     assert_eq!(ask(&table, "found"), "<a b>");
     assert_eq!(count(), 4);
     assert_eq!(ask(&table, "long"), "retry ");

@@ -209,14 +209,10 @@ async fn who_waits_too_long_or_finds_too_many_waiting_fails() {
     // One asks at once, one after it, one waits for too long; two find the queue full.
     assert_eq!(good, 2);
     assert!(begun.elapsed() < Duration::from_millis(250));
-    let told = results.iter().filter_map(|result| match result {
-        Err(Refusal::Busy(text)) if !text.is_empty() => Some(text.clone()),
-        _ => None,
-    });
-    assert_eq!(
-        told.collect::<Vec<_>>(),
-        ["fake:x: pool_queue_limit lookups wait already"]
-    );
+    let busy = results
+        .iter()
+        .filter(|result| matches!(result, Err(Refusal::Busy)));
+    assert_eq!(busy.count(), 3);
     assert!(pool.stats().closed);
 }
 
@@ -235,9 +231,7 @@ async fn hosts_are_tried_in_order_and_rest() {
     assert_eq!(first, ["/a", "/c"]);
     // The good one is used on, and when it fails, the others rest still.
     set(&world, "b", Mode::Fails);
-    assert!(
-        matches!(pool.ask(&()).await, Err(Refusal::Unreachable(text)) if text == "query failed")
-    );
+    assert!(matches!(pool.ask(&()).await, Err(Refusal::Unreachable(text)) if text.is_empty()));
     assert!(matches!(pool.ask(&()).await, Err(Refusal::Resting)));
     assert!(world.lock().unwrap().connects.is_empty());
     set(&world, "/a", Mode::Up(1));
@@ -303,7 +297,7 @@ async fn a_stale_connection_is_replaced_once() {
     assert_eq!(pool.ask(&()).await.unwrap(), "a");
     assert_eq!(world.lock().unwrap().asked, 2);
     set(&world, "a", Mode::Closes(2));
-    assert!(matches!(pool.ask(&()).await, Err(Refusal::Unreachable(text)) if text == "closed"));
+    assert!(matches!(pool.ask(&()).await, Err(Refusal::Unreachable(text)) if text.is_empty()));
     assert_eq!(world.lock().unwrap().asked, 4);
 }
 
@@ -319,9 +313,7 @@ async fn silence_costs_the_connection_and_an_answer_keeps_it() {
     assert_eq!(world.lock().unwrap().connects.len(), 1);
     set(&world, "a", Mode::Silent);
     let begun = Instant::now();
-    assert!(
-        matches!(pool.ask(&()).await, Err(Refusal::Unreachable(text)) if text == "a: time limit exceeded")
-    );
+    assert!(matches!(pool.ask(&()).await, Err(Refusal::Unreachable(text)) if text.is_empty()));
     assert_eq!(begun.elapsed(), Duration::from_secs(30));
     assert_eq!(
         (pool.stats().connections, world.lock().unwrap().open),
