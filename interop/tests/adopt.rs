@@ -60,6 +60,8 @@ impl Patient {
             .arg("--state-directory")
             .arg(self.state())
             .args(arguments)
+            // What happens to the packages of this machine meanwhile is of no interest.
+            .env("DPKG_ADMINDIR", self.scratch.path().join("dpkg"))
             .env("PATH", format!("{}:{path}", self.programs.display()))
             .output()
             .context("cannot run postkeep")
@@ -374,6 +376,16 @@ fn whatever_is_in_the_way_is_told_and_nothing_changes() -> Result<()> {
         "case \"$1\" in -S) echo postfix: $2;; *) printf 'install ok unpacked';; esac",
     )?;
     patient.refused("adopt", &[], "its state is \"install ok unpacked\"")?;
+    // dpkg is at work.
+    patient.plant(
+        "dpkg-query",
+        "case \"$1\" in -S) echo postfix: $2;; *) printf 'install ok installed';; esac",
+    )?;
+    patient.scratch.directory("dpkg", 0o755)?;
+    let lock = fs::File::create(patient.scratch.path().join("dpkg/lock"))?;
+    rustix::fs::fcntl_lock(&lock, rustix::fs::FlockOperation::NonBlockingLockExclusive)?;
+    patient.refused("adopt", &[], "packages are being changed at this moment")?;
+    drop(lock);
     fs::remove_file(patient.programs.join("dpkg-query"))?;
 
     let swap = patient.master_cf().with_file_name(".master.cf.swp");

@@ -258,23 +258,20 @@ impl Slot {
         replace(&self.directory.join("state.json"), &text, Face::PRIVATE)
     }
 
-    /// Removes the record and all that belongs to it, the record itself last.
+    /// Removes the record, and then what belonged to it: without the record it means nothing, while a record without
+    /// its copy of master.cf could not be taken back.
     ///
     /// # Errors
     /// Something cannot be removed.
     pub(crate) fn clear(&self) -> Result<(), String> {
         let fault =
             |error: io::Error| format!("{}: {}", self.directory.display(), error_text(&error));
-        let entries = match fs::read_dir(&self.directory) {
-            Ok(entries) => entries,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-            Err(error) => return Err(fault(error)),
-        };
-        for entry in entries {
-            let entry = entry.map_err(fault)?;
-            if entry.file_name() != "state.json" {
-                fs::remove_file(entry.path()).map_err(fault)?;
-            }
+        if !self.directory.exists() {
+            return Ok(());
+        }
+        match fs::remove_file(self.directory.join("state.json")) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(fault(error)),
+            _ => {}
         }
         fs::remove_dir_all(&self.directory).map_err(fault)
     }
