@@ -14,8 +14,9 @@
 //!
 //! 1. a [`Backend`](pool::Backend): how to connect, how to ask, and the words of the warnings;
 //! 2. a [`Source`](source::Source), which holds the table's name, flags, templates and an `Arc` of the pool. Its lookup
-//!    asks the `domain` filter, takes the key apart ([`Needs::key`](template::Needs::key)), expands the query with the
-//!    type's quoting, asks the pool, and builds an [`Answer`](template::Answer);
+//!    asks the `domain` filter ([`passes`](source::passes)), takes the key apart ([`Needs::key`](template::Needs::key)),
+//!    expands the query with the type's quoting ([`Key::expand`](template::Key::expand)), asks the pool, and builds an
+//!    [`Answer`](template::Answer);
 //! 3. an open function, which reads the configuration ([`config::Config`]), the limits
 //!    ([`Limits::read`](limits::Limits::read)), and gets the pool from a [`Shared`](pool::Shared) when tables with equal
 //!    servers and credentials are to share connections.

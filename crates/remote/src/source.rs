@@ -3,10 +3,12 @@
 use std::future::Future;
 use std::sync::Arc;
 
+use log::warn;
 use postkeep_table::{
     Completion, Flags, Latency, LookupError, Outcome, Owner, Table, TableName, Watch, unsupported,
 };
 
+use crate::domain::{Domains, LIST_FLAGS, Verdict};
 use crate::runtime;
 
 /// A table behind a server; [`table`] makes a [`Table`] of it.
@@ -57,6 +59,42 @@ pub trait Source: Send + Sync + 'static {
     /// Who owns the configuration.
     fn owner(&self) -> Owner {
         Owner::Trusted
+    }
+}
+
+/// Does a key pass the `domain` filter? Tables in the filter are asked as it goes.
+///
+/// - `name`: the table's, without its type
+///
+/// # Errors
+/// That of a table in the list, after a warning: without its answer nobody knows.
+pub async fn passes(name: &str, domains: &Domains, key: &[u8]) -> Result<bool, LookupError> {
+    let mut verdict = domains.verdict(key);
+    loop {
+        let index = match verdict {
+            Verdict::Pass => return Ok(true),
+            Verdict::Skip => return Ok(false),
+            Verdict::Ask(index) => index,
+        };
+        let (Some(table), Some(domain)) = (domains.table(index), Domains::domain_of(key)) else {
+            return Ok(false);
+        };
+        // Elements are compared without regard to case, and tables hold small letters.
+        let domain = domain.to_ascii_lowercase();
+        let found = runtime::ask(table, LIST_FLAGS, &domain).await;
+        let found = found.inspect_err(|error| {
+            let text = error.to_string();
+            if !text.is_empty() {
+                warn!("{text}");
+            }
+            warn!("{name}: {}: table lookup problem", table.name());
+        });
+        // What has been logged is not logged again.
+        let found = found.map_err(|error| match error {
+            LookupError::Config(_) => LookupError::Config(String::new()),
+            _ => LookupError::Retry(String::new()),
+        })?;
+        verdict = domains.told(index, found.is_some(), key);
     }
 }
 
@@ -114,5 +152,106 @@ impl<S: Source> Table for Remote<S> {
 
     fn owner(&self) -> Owner {
         self.0.owner()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+
+    use postkeep_conf::Release;
+
+    use super::*;
+    use crate::config::Config;
+
+    /// Finds `x`, fails for `bad`.
+    struct Fake {
+        name: TableName,
+        flags: Flags,
+    }
+
+    impl Source for Fake {
+        fn name(&self) -> &TableName {
+            &self.name
+        }
+
+        fn flags(&self) -> Flags {
+            self.flags
+        }
+
+        async fn lookup(
+            self: Arc<Self>,
+            _: Flags,
+            key: Vec<u8>,
+        ) -> Result<Option<Vec<u8>>, LookupError> {
+            tokio::task::yield_now().await;
+            match &key[..] {
+                b"bad" => Err(LookupError::Config("broken".to_owned())),
+                key => Ok((key == b"x").then(|| b"value".to_vec())),
+            }
+        }
+    }
+
+    fn fake(name: &[u8]) -> Arc<dyn Table> {
+        table(Fake {
+            name: TableName::parse(name).unwrap(),
+            flags: Flags::PATTERN,
+        })
+    }
+
+    #[test]
+    fn the_table_waits_or_calls_back() {
+        let table = fake(b"fake:t");
+        assert_eq!(table.latency(), Latency::Remote);
+        let mut value = b"<".to_vec();
+        assert_eq!(
+            table.lookup(Flags::empty(), b"x", &mut value).unwrap(),
+            Outcome::Done
+        );
+        assert_eq!(value, b"<value");
+        assert_eq!(
+            table.lookup(Flags::empty(), b"y", &mut value).unwrap(),
+            Outcome::Absent
+        );
+        assert!(table.try_lookup(Flags::empty(), b"x", &mut value).is_none());
+        assert!(matches!(
+            table.update(Flags::empty(), b"x", b"y"),
+            Err(LookupError::Unsupported(text))
+                if text == "table fake:t: update operation is not supported"
+        ));
+        assert!(matches!(
+            table.delete(Flags::empty(), b"x"),
+            Err(LookupError::Unsupported(_))
+        ));
+        // Thousands may be under way at once.
+        let (sender, ends) = mpsc::channel();
+        for _ in 0..5000 {
+            let sender = sender.clone();
+            let done: Completion =
+                Box::new(move |result, value| sender.send((result.unwrap(), value)).unwrap());
+            Arc::clone(&table).begin_lookup(Flags::empty(), b"x", b"<".to_vec(), done);
+        }
+        for _ in 0..5000 {
+            assert_eq!(ends.recv().unwrap(), (Outcome::Done, b"<value".to_vec()));
+        }
+    }
+
+    #[tokio::test]
+    async fn filters_ask_their_tables() {
+        let text = b"domain = a !fake:not fake:more\n".to_vec();
+        let config = Config::parse(b"/t.cf", text, Release::V3_7).unwrap();
+        let domains = Domains::read(&config, &mut |_| Err(String::new()), &mut |name| {
+            Ok(fake(name.as_bytes()))
+        })
+        .unwrap();
+        let passes = |key: &'static [u8]| passes("/t.cf", &domains, key);
+        assert!(passes(b"u@A").await.unwrap());
+        assert!(!passes(b"u@X").await.unwrap());
+        assert!(!passes(b"u@y").await.unwrap());
+        assert!(!passes(b"a").await.unwrap());
+        assert!(matches!(
+            passes(b"u@bad").await,
+            Err(LookupError::Config(text)) if text.is_empty()
+        ));
     }
 }
