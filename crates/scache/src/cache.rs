@@ -348,6 +348,32 @@ impl<H> Cache<H> {
         found
     }
 
+    /// Takes back a session that was found by endpoint and turned out to be dead: the look-up does not count,
+    /// and is to be made again.
+    pub fn found_dead_endpoint(&mut self, handle: H, death: Death) {
+        let hits = &mut self.statistics.endpoint_hits;
+        *hits = hits.saturating_sub(1);
+        self.found_dead(handle, death);
+    }
+
+    /// The same for a session that was found by destination.
+    pub fn found_dead_destination(&mut self, handle: H, death: Death) {
+        let hits = &mut self.statistics.destination_hits;
+        *hits = hits.saturating_sub(1);
+        self.found_dead(handle, death);
+    }
+
+    fn found_dead(&mut self, handle: H, death: Death) {
+        let cause = Cause::Dead(death);
+        self.counters.found = self.counters.found.saturating_sub(1);
+        self.counters.ended(cause);
+        self.ended.push(Ended {
+            handle,
+            cause,
+            goodbye: None,
+        });
+    }
+
     /// The connection of a session that is in the cache.
     pub fn handle(&self, session: SessionId) -> Option<&H> {
         self.sessions

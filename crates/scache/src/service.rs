@@ -52,7 +52,8 @@ pub trait SharedCache<H> {
         let _ = (session, handle);
     }
 
-    /// Whether a session that is about to be found has died. Called within [`SharedCache::with`].
+    /// Whether a session that was found has died; then the next one is looked for. Called outside of
+    /// [`SharedCache::with`].
     fn examine(&self, handle: &H) -> Option<Death> {
         let _ = handle;
         None
@@ -492,9 +493,19 @@ fn execute<H>(
             Stage::Request
         }
         Request::FindEndpoint { label } => {
-            let found = cache.with(|locked| {
-                locked.find_endpoint(now, label, &mut |handle| cache.examine(handle))
-            });
+            let found = loop {
+                let found = cache.with(|cache| cache.find_endpoint(now, label, &mut |_| None));
+                // The system is asked while others can have the cache.
+                let death = found
+                    .as_ref()
+                    .and_then(|found| cache.examine(&found.handle));
+                match (found, death) {
+                    (Some(found), Some(death)) => {
+                        cache.with(|cache| cache.found_dead_endpoint(found.handle, death));
+                    }
+                    (found, _) => break found,
+                }
+            };
             let Some(found) = found else {
                 scache::reply_failure(outbox.buffer(), operation, Status::Fail);
                 return Stage::Request;
@@ -504,9 +515,19 @@ fn execute<H>(
             Stage::Ready(operation, found.handle)
         }
         Request::FindDestination { label } => {
-            let found = cache.with(|locked| {
-                locked.find_destination(now, label, &mut |handle| cache.examine(handle))
-            });
+            let found = loop {
+                let found = cache.with(|cache| cache.find_destination(now, label, &mut |_| None));
+                // The system is asked while others can have the cache.
+                let death = found
+                    .as_ref()
+                    .and_then(|found| cache.examine(&found.handle));
+                match (found, death) {
+                    (Some(found), Some(death)) => {
+                        cache.with(|cache| cache.found_dead_destination(found.handle, death));
+                    }
+                    (found, _) => break found,
+                }
+            };
             let Some(found) = found else {
                 scache::reply_failure(outbox.buffer(), operation, Status::Fail);
                 return Stage::Request;

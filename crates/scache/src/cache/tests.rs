@@ -315,6 +315,32 @@ fn the_dead_are_passed_over_and_counted_by_cause() {
 }
 
 #[test]
+fn a_session_that_was_found_dead_does_not_count() {
+    let mut cache = Cache::default();
+    for handle in 0..4 {
+        cache.save_endpoint(at(0), S, b"e", b"", handle).unwrap();
+    }
+    cache.save_destination(at(0), S, b"d", b"", b"e").unwrap();
+    for _ in 0..2 {
+        let handle = find(&mut cache, 0, "e").unwrap();
+        cache.found_dead_endpoint(handle, Death::Closed);
+    }
+    let found = cache.find_destination(at(0), b"d", &mut alive).unwrap();
+    cache.found_dead_destination(found.handle, Death::Broken);
+    assert_eq!(find(&mut cache, 0, "e"), Some(3));
+    assert_eq!(handles(cache.take_ended()), [0, 1, 2]);
+    let (counters, statistics) = (*cache.counters(), cache.take_statistics());
+    assert_eq!(
+        (counters.found, counters.closed, counters.broken),
+        (1, 2, 1)
+    );
+    assert_eq!(
+        (statistics.endpoint_hits, statistics.destination_hits),
+        (1, 0)
+    );
+}
+
+#[test]
 fn an_identity_is_never_another_session_s() {
     let mut cache = Cache::default();
     let first = cache.save_endpoint(at(0), S, b"e", b"", 1).unwrap();

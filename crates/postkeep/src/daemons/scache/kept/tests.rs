@@ -61,12 +61,20 @@ impl Server {
         Ok(())
     }
 
+    /// As the conversation with a client does.
     fn find(&self, label: &[u8]) -> Option<OwnedFd> {
-        let found = self.kept.with(|cache| {
-            cache.find_endpoint(self.now(), label, &mut |handle| self.kept.examine(handle))
-        })?;
-        self.kept.release(&found.handle);
-        Some(found.handle)
+        loop {
+            let now = self.now();
+            let found = self
+                .kept
+                .with(|cache| cache.find_endpoint(now, label, &mut |_| None))?;
+            let Some(death) = self.kept.examine(&found.handle) else {
+                self.kept.release(&found.handle);
+                return Some(found.handle);
+            };
+            self.kept
+                .with(|cache| cache.found_dead_endpoint(found.handle, death));
+        }
     }
 
     fn counters(&self) -> Counters {
