@@ -5,18 +5,19 @@
 //!
 //! Pure as well, with the time as an argument: [`breaker`] and [`hosts`], and [`limits`], which names the keys.
 //!
-//! Not pure: [`runtime`] runs lookups beside the event loop of the daemons, [`pool`] keeps connections, [`stream`] opens
-//! them, [`source`] makes a [`Table`](postkeep_table::Table) of all that.
+//! Not pure: [`rules`] joins these for tables with one query, [`runtime`] runs lookups beside the event loop of the
+//! daemons, [`pool`] keeps connections, [`stream`] opens them, [`source`] makes a [`Table`](postkeep_table::Table) of
+//! all that.
 //!
 //! # How to add a table type
 //!
 //! One file in `crates/tables/src`, as for any type, with
 //!
 //! 1. a [`Backend`](pool::Backend): how to connect, how to ask, and the words of the warnings;
-//! 2. a [`Source`](source::Source), which holds the table's name, flags, templates and an `Arc` of the pool. Its lookup
-//!    asks the `domain` filter ([`passes`](source::passes)), takes the key apart ([`Needs::key`](template::Needs::key)),
-//!    expands the query with the type's quoting ([`Key::expand`](template::Key::expand)), asks the pool, and builds an
-//!    [`Answer`](template::Answer);
+//! 2. a [`Source`](source::Source), which holds the table's name, flags, rules and an `Arc` of the pool. Its lookup
+//!    takes the key apart ([`Rules::key`](rules::Rules::key), which asks the `domain` filter first), makes the query with
+//!    the type's quoting ([`Rules::expand`](rules::Rules::expand)), asks the pool ([`Pool::ask`](pool::Pool::ask)), and
+//!    joins the values ([`Rules::answer`](rules::Rules::answer));
 //! 3. an open function, which reads the configuration ([`config::Config`]), the limits
 //!    ([`Limits::read`](limits::Limits::read)), and gets the pool from a [`Shared`](pool::Shared) when tables with equal
 //!    servers and credentials are to share connections.
@@ -28,6 +29,7 @@ pub mod domain;
 pub mod hosts;
 pub mod limits;
 pub mod pool;
+pub mod rules;
 pub mod runtime;
 pub mod socketmap;
 pub mod source;

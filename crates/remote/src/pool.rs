@@ -420,7 +420,7 @@ impl<B: Backend> Pool<B> {
                     continue;
                 }
             };
-            self.make_room();
+            // Whoever is here has a slot and found nothing idle, so there are never more connections than slots.
             self.connections.fetch_add(1, Ordering::Relaxed);
             let mut connecting = Connecting {
                 pool: self,
@@ -480,20 +480,6 @@ impl<B: Backend> Pool<B> {
             if !self.is_old(&idle, now) && self.backend.is_usable(&mut idle.connection) {
                 return Some(idle);
             }
-            self.connections.fetch_sub(1, Ordering::Relaxed);
-        }
-    }
-
-    /// Closes an idle connection to a server that this lookup is done with, when all connections are there already.
-    fn make_room(&self) {
-        if self.connections.load(Ordering::Relaxed) < self.limits.max_connections {
-            return;
-        }
-        let oldest = {
-            let mut state = self.lock();
-            (!state.idle.is_empty()).then(|| state.idle.remove(0))
-        };
-        if oldest.is_some() {
             self.connections.fetch_sub(1, Ordering::Relaxed);
         }
     }

@@ -350,3 +350,75 @@ async fn equal_tables_share_a_pool_while_one_of_them_lives() {
     drop(first);
     assert!(weak.upgrade().is_none(), "{before:?}");
 }
+
+/// Servers come and go at random under load: never more connections than the maximum, and no count goes astray.
+#[tokio::test(start_paused = true)]
+async fn counts_hold_whatever_happens() {
+    let limits = Limits {
+        max_connections: 5,
+        queue: 30,
+        rest: Duration::from_millis(20),
+        connect: Duration::from_millis(50),
+        wait: Duration::from_millis(80),
+        answer: Duration::from_millis(60),
+        idle: Duration::from_millis(300),
+        lifetime: Duration::from_millis(500),
+        breaker_failures: 4,
+        breaker_rest: Duration::from_millis(30),
+    };
+    let modes = [
+        Mode::Up(3),
+        Mode::Up(20),
+        Mode::Up(1),
+        Mode::Up(2),
+        Mode::Up(1),
+        Mode::Refuses,
+        Mode::Hangs,
+        Mode::Silent,
+        Mode::Closes(3),
+        Mode::Fails,
+        Mode::Denies,
+    ];
+    let (world, pool) = pool(
+        &[("/a", Mode::Up(3)), ("b", Mode::Up(3)), ("c", Mode::Up(3))],
+        limits,
+    );
+    let mut random: u64 = 0x5eed;
+    let mut below = move |count: usize| {
+        random ^= random << 13;
+        random ^= random >> 7;
+        random ^= random << 17;
+        usize::try_from(random % count as u64).unwrap()
+    };
+    let (mut good, mut bad) = (0, 0);
+    for _ in 0..300 {
+        set(
+            &world,
+            ["/a", "b", "c"][below(3)],
+            modes[below(modes.len())],
+        );
+        let count = 1 + below(45);
+        let patience = Duration::from_millis(1 + below(400) as u64);
+        let load = timeout(patience, many(&pool, count)).await;
+        for result in load.unwrap_or_default() {
+            match result {
+                Ok(_) | Err(Refusal::Answered(_)) => good += 1,
+                Err(_) => bad += 1,
+            }
+        }
+        // Lookups that were given up end when their tasks are dropped; a breaker may come to the end of its rest.
+        sleep(Duration::from_millis(below(60) as u64)).await;
+        let stats = pool.stats();
+        assert!(stats.connections <= 5 && stats.idle <= stats.connections);
+        assert_eq!(stats.waiting, 0);
+        assert_eq!(world.lock().unwrap().open, stats.idle);
+    }
+    assert!(world.lock().unwrap().peak <= 5);
+    assert!(good > 500 && bad > 500, "{good} {bad}");
+    for name in ["/a", "b", "c"] {
+        set(&world, name, Mode::Up(1));
+    }
+    sleep(Duration::from_secs(2)).await;
+    assert_eq!(pool.stats().connections, 0);
+    assert!(pool.ask(&()).await.is_ok());
+}
