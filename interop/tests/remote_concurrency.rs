@@ -206,3 +206,28 @@ fn a_dead_server_fails_at_once_and_comes_back_by_itself() -> Result<()> {
     ensure!(log.contains(&format!("{table} works again")), "{log:?}");
     Ok(())
 }
+
+/// What a daemon gives up leaves it the network, and the files that names of hosts are found with.
+#[test]
+fn a_confined_daemon_asks_servers_by_name() -> Result<()> {
+    let server = Server::start(|client| {
+        socketmap(client, |request| netstring(&[b"OK ", request].concat()));
+    });
+    let table = format!("socketmap:inet:localhost:{}:m", server.port);
+    let unknown = "socketmap:inet:localhost:no-such-service:m";
+    let started = start(
+        &format!("proxy:{table} proxy:{unknown}"),
+        &[("postkeep_least_privilege", "yes")],
+    )?;
+    let Some(daemon) = started else {
+        return Ok(());
+    };
+    let mut peer = daemon.connect_and_greet()?;
+    let reply = lookup(&mut peer, &table, "k")?;
+    ensure!(reply == found("m k"), "{reply} {:?}", daemon.log_texts());
+    ensure!(lookup(&mut peer, unknown, "k")? == RETRY);
+    let log = daemon.log_texts();
+    let warning = "warning: host or service localhost:no-such-service not found: Servname not supported for ai_socktype";
+    ensure!(log.iter().any(|line| line == warning), "{log:?}");
+    Ok(())
+}

@@ -23,7 +23,9 @@ use std::time::Duration;
 
 use postkeep_conf::{Dictionary, Release};
 use postkeep_proxymap::approve::{List, Listing, Notice, Rules};
-use postkeep_scache::{Cache, Conversation, Limits as CacheLimits, Next, Rules as CacheRules, Settings};
+use postkeep_scache::{
+    Cache, Conversation, Limits as CacheLimits, Next, Rules as CacheRules, Settings,
+};
 use postkeep_tables::cdb_file::{Damage, Reader};
 use postkeep_wire::duplex::{Inbox, Outbox};
 use postkeep_wire::encode::ListWriter;
