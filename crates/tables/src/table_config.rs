@@ -43,7 +43,7 @@ impl TableConfig {
     /// The configuration of this table: the file that is its name, or what begins with its name in main.cf.
     #[cfg_attr(
         not(test),
-        expect(dead_code, reason = "for types that have a configuration file")
+        allow(dead_code, reason = "for types that have a configuration file")
     )]
     pub(crate) fn of_table(request: &Request<'_>) -> Result<Self, OpenError> {
         let name = request.name.name();
@@ -67,7 +67,7 @@ impl TableConfig {
     /// The key `domain`; tables in the list are opened.
     #[cfg_attr(
         not(test),
-        expect(dead_code, reason = "for types that have a configuration file")
+        allow(dead_code, reason = "for types that have a configuration file")
     )]
     pub(crate) fn domains(&self, request: &Request<'_>) -> Result<Domains, OpenError> {
         let domains = Domains::read(
