@@ -2,10 +2,11 @@
 
 mod bindings;
 
-use std::collections::HashMap;
 use std::collections::hash_map::RandomState;
 use std::fmt;
 use std::time::Duration;
+
+use hashbrown::HashTable;
 
 use crate::ended::{Cause, Counters, Death, Ended, Unfit};
 use crate::labels::Labels;
@@ -56,8 +57,8 @@ pub struct Cache<H> {
     destinations: Labels<Destination>,
     sessions: Slab<Session<H>>,
     bindings: Slab<Binding>,
-    /// Hash of destination, endpoint and property to the first binding of that hash.
-    same: HashMap<u64, u32>,
+    /// The bindings by destination, endpoint and property.
+    same: HashTable<u32>,
     hasher: RandomState,
     session_timers: Timers,
     binding_timers: Timers,
@@ -143,9 +144,6 @@ struct Binding {
     endpoint: u32,
     older: u32,
     newer: u32,
-    /// The next binding with the same hash.
-    same: u32,
-    hash: u64,
     timer: u32,
 }
 
@@ -216,7 +214,7 @@ impl<H> Cache<H> {
             destinations: Labels::new(),
             sessions: Slab::new(),
             bindings: Slab::new(),
-            same: HashMap::new(),
+            same: HashTable::new(),
             hasher: RandomState::new(),
             session_timers: Timers::default(),
             binding_timers: Timers::default(),

@@ -1,7 +1,8 @@
 //! Labels and what is known under them; each label is stored once, and everything else names it by number.
 
-use std::collections::HashMap;
-use std::sync::Arc;
+use std::hash::BuildHasher as _;
+
+use hashbrown::HashTable;
 
 use crate::slab::Slab;
 
@@ -12,14 +13,17 @@ type Hasher = std::collections::hash_map::RandomState;
 type Hasher = std::hash::BuildHasherDefault<colliding::Zero>;
 
 pub(crate) struct Labels<T> {
-    numbers: HashMap<Arc<[u8]>, u32, Hasher>,
-    records: Slab<(Arc<[u8]>, T)>,
+    /// Only numbers: the texts are with the records, so that each is there once.
+    numbers: HashTable<u32>,
+    hasher: Hasher,
+    records: Slab<(Box<[u8]>, T)>,
 }
 
 impl<T: Default> Labels<T> {
     pub(crate) fn new() -> Self {
         Self {
-            numbers: HashMap::default(),
+            numbers: HashTable::new(),
+            hasher: Hasher::default(),
             records: Slab::new(),
         }
     }
@@ -29,7 +33,10 @@ impl<T: Default> Labels<T> {
     }
 
     pub(crate) fn find(&self, label: &[u8]) -> Option<u32> {
-        self.numbers.get(label).copied()
+        let hash = self.hasher.hash_one(label);
+        self.numbers
+            .find(hash, |&number| *self.records[number].0 == *label)
+            .copied()
     }
 
     /// Bytes that [`Labels::intern`] would add.
@@ -45,20 +52,30 @@ impl<T: Default> Labels<T> {
         if let Some(number) = self.find(label) {
             return number;
         }
-        let label: Arc<[u8]> = label.into();
         *bytes += label.len();
-        let number = self.records.insert((Arc::clone(&label), T::default()));
-        self.numbers.insert(label, number);
+        let number = self.records.insert((label.into(), T::default()));
+        let Self {
+            numbers,
+            hasher,
+            records,
+        } = self;
+        numbers.insert_unique(hasher.hash_one(label), number, |&number| {
+            hasher.hash_one(&*records[number].0)
+        });
         number
     }
 
     pub(crate) fn forget(&mut self, number: u32, bytes: &mut usize) {
-        if let Some((label, _)) = self.records.remove(number) {
-            *bytes -= label.len();
-            self.numbers.remove(&label);
-            if self.numbers.is_empty() {
-                self.numbers.shrink_to(64);
-            }
+        let Some((label, _)) = self.records.remove(number) else {
+            return;
+        };
+        *bytes -= label.len();
+        let hash = self.hasher.hash_one(&*label);
+        if let Ok(entry) = self.numbers.find_entry(hash, |&other| other == number) {
+            entry.remove();
+        }
+        if self.numbers.is_empty() {
+            self.numbers.shrink_to(64, |_| 0);
         }
     }
 }

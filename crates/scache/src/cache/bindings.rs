@@ -1,5 +1,6 @@
 //! Bindings from destinations to endpoints.
 
+use std::collections::hash_map::RandomState;
 use std::hash::BuildHasher as _;
 use std::time::Duration;
 
@@ -114,7 +115,6 @@ impl<H> Cache<H> {
     }
 
     fn bind(&mut self, at: u64, destination: u32, endpoint: u32, property: &[u8]) {
-        let hash = self.hash(destination, endpoint, property);
         let newest = self.destinations[destination].bindings.newest;
         let binding = self.bindings.insert(Binding {
             property: property.into(),
@@ -122,8 +122,6 @@ impl<H> Cache<H> {
             endpoint,
             older: newest,
             newer: NONE,
-            same: NONE,
-            hash,
             timer: NONE,
         });
         self.bytes += property.len();
@@ -136,36 +134,35 @@ impl<H> Cache<H> {
         }
         record.bindings.newest = binding;
         record.count += 1;
-        if let Some(same) = self.same.insert(hash, binding) {
-            self.bindings[binding].same = same;
-        }
+        let hash = hash(&self.hasher, destination, endpoint, property);
+        let (hasher, bindings) = (&self.hasher, &self.bindings);
+        self.same
+            .insert_unique(hash, binding, |&number| bindings[number].hash(hasher));
         self.binding_timers.arm(at, binding, &mut self.bindings);
     }
 
-    fn hash(&self, destination: u32, endpoint: u32, property: &[u8]) -> u64 {
-        self.hasher.hash_one((destination, endpoint, property)) & HASH_BITS
-    }
-
     fn find_binding(&self, destination: u32, endpoint: u32, property: &[u8]) -> Option<u32> {
-        let hash = self.hash(destination, endpoint, property);
-        let mut next = self.same.get(&hash).copied().unwrap_or(NONE);
-        while next != NONE {
-            let binding = &self.bindings[next];
-            if binding.destination == destination
-                && binding.endpoint == endpoint
-                && *binding.property == *property
-            {
-                return Some(next);
-            }
-            next = binding.same;
-        }
-        None
+        let hash = hash(&self.hasher, destination, endpoint, property);
+        self.same
+            .find(hash, |&number| {
+                let binding = &self.bindings[number];
+                binding.destination == destination
+                    && binding.endpoint == endpoint
+                    && *binding.property == *property
+            })
+            .copied()
     }
 
     pub(super) fn remove_binding(&mut self, number: u32) {
         let timer = self.bindings[number].timer;
         self.binding_timers.stop(timer, &mut self.bindings);
-        self.forget_same(number);
+        let hash = self.bindings[number].hash(&self.hasher);
+        if let Ok(entry) = self.same.find_entry(hash, |&other| other == number) {
+            entry.remove();
+        }
+        if self.same.is_empty() {
+            self.same.shrink_to(64, |_| 0);
+        }
         let Some(binding) = self.bindings.remove(number) else {
             return;
         };
@@ -188,30 +185,14 @@ impl<H> Cache<H> {
         self.endpoints[binding.endpoint].named -= 1;
         self.forget_endpoint(binding.endpoint);
     }
+}
 
-    /// Takes a binding out of the chain of those with its hash.
-    fn forget_same(&mut self, number: u32) {
-        let (hash, rest) = (self.bindings[number].hash, self.bindings[number].same);
-        let first = self.same.get(&hash).copied().unwrap_or(NONE);
-        if first == number {
-            if rest == NONE {
-                self.same.remove(&hash);
-                if self.same.is_empty() {
-                    self.same.shrink_to(64);
-                }
-            } else {
-                self.same.insert(hash, rest);
-            }
-            return;
-        }
-        let mut next = first;
-        while next != NONE {
-            let after = self.bindings[next].same;
-            if after == number {
-                self.bindings[next].same = rest;
-                return;
-            }
-            next = after;
-        }
+impl Binding {
+    fn hash(&self, hasher: &RandomState) -> u64 {
+        hash(hasher, self.destination, self.endpoint, &self.property)
     }
+}
+
+fn hash(hasher: &RandomState, destination: u32, endpoint: u32, property: &[u8]) -> u64 {
+    hasher.hash_one((destination, endpoint, property)) & HASH_BITS
 }
