@@ -75,6 +75,9 @@ pub trait Service: Send + Sync + 'static {
     /// What is remembered about one client.
     type Client: Send + 'static;
 
+    /// Whether clients may send descriptors. Where they may not, what they send all the same is closed unseen.
+    const TAKES_DESCRIPTORS: bool = true;
+
     /// How long a reply may wait until the client takes some of it; then the connection is closed.
     fn write_limit(&self) -> Duration;
 

@@ -1,6 +1,6 @@
 //! A worker thread: its clients, their turns, their time limits.
 //!
-//! The path of a request is `epoll_wait`, `recvmsg`, a turn of the service, `send`; nothing else is asked of
+//! The path of a request is `epoll_wait`, `recv` or `recvmsg`, a turn of the service, `send`; nothing else is asked of
 //! the kernel as long as replies fit into the socket. Readiness is level-triggered, so one read per event is
 //! enough. Interest is only changed when a client does not take its reply, or sends while it is parked.
 
@@ -250,7 +250,12 @@ impl<S: Service> Worker<S> {
             return false;
         }
         let mut bytes_came = false;
-        match socket::receive(&connection.socket, &mut self.buffer, &mut self.arrived) {
+        let received = if S::TAKES_DESCRIPTORS || matches!(connection.phase, Phase::Handover(_)) {
+            socket::receive(&connection.socket, &mut self.buffer, &mut self.arrived)
+        } else {
+            socket::receive_bytes(&connection.socket, &mut self.buffer)
+        };
+        match received {
             Ok(0) => {
                 self.arrived.clear();
                 connection.inbox.finish(End::Closed);

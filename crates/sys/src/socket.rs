@@ -64,6 +64,16 @@ pub fn receive(
     receive_with(socket, buffer, descriptors, RecvFlags::DONTWAIT)
 }
 
+/// As [`receive`] where nobody is to send descriptors: the system closes those that come. It does less than for
+/// recvmsg(2).
+///
+/// # Errors
+/// recv(2) failed; `WouldBlock` when there is nothing.
+pub fn receive_bytes(socket: &impl AsFd, buffer: &mut [u8]) -> io::Result<usize> {
+    let (count, _) = rustix::net::recv(socket, buffer, RecvFlags::DONTWAIT)?;
+    Ok(count)
+}
+
 /// As [`receive`], but waits until something is there.
 ///
 /// # Errors

@@ -426,6 +426,8 @@ fn look(errand: &Errand) -> Progress {
 impl Service for Proxymap {
     type Client = Client;
 
+    const TAKES_DESCRIPTORS: bool = false;
+
     fn write_limit(&self) -> Duration {
         REPLY_TIME
     }
