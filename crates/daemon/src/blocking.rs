@@ -11,7 +11,7 @@ use std::time::Duration;
 use crate::logging;
 
 /// How many threads a pool has at most, unless told otherwise.
-const MAX_THREADS: usize = 64;
+const MAX_THREADS: usize = 128;
 /// How many jobs wait for a thread at most, unless told otherwise.
 const MAX_WAITING: usize = 4096;
 /// How long a thread without work stays.
@@ -36,7 +36,7 @@ pub enum Full {
 /// How much a pool takes on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PoolLimits {
-    /// Threads at one time; above zero. Default 64.
+    /// Threads at one time; above zero. Default 128.
     pub threads: usize,
     /// Threads at work for one share; above zero. Default 48, three quarters of all.
     pub share_threads: usize,

@@ -4,7 +4,9 @@
 //! so that a timer is stopped or moved in logarithmic time and nothing stale ever stays behind. The
 //! reference keeps a list in due order and walks it at each save (Postfix `src/util/events.c`).
 
+/// Without the padding that the alignment of the time would add: there are many of these.
 #[derive(Clone, Copy, Debug)]
+#[repr(Rust, packed(4))]
 struct Timer {
     /// Nanoseconds on the cache's clock.
     at: u64,
