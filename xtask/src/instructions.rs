@@ -20,7 +20,7 @@ pub(crate) struct Options {
     #[arg(long)]
     keep: bool,
     /// The most by which a count may have grown, in percent
-    #[arg(long, default_value_t = 3.0)]
+    #[arg(long, default_value_t = 5.0)]
     tolerance: f64,
 }
 
