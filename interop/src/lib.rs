@@ -1,8 +1,9 @@
 //! Tests against an installed Postfix; here is what they drive it with: mail programs, raw
-//! conversations, postmap(1) beside ours, and servers that tables ask.
+//! conversations, single lookups, postmap(1) beside ours, and servers that tables ask.
 #![forbid(unsafe_code)]
 
 pub mod conversation;
+pub mod lookups;
 pub mod mail;
 pub mod postmap;
 pub mod servers;

@@ -8,6 +8,7 @@ use std::process::Command;
 use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context as _, Result, ensure};
+use postkeep_interop::lookups::{lookup, request};
 use postkeep_testkit::attributes::{list, show};
 use postkeep_testkit::peer::Peer;
 use postkeep_testkit::stand_in::Plan;
@@ -15,22 +16,6 @@ use postkeep_testkit::{Implementation, Scratch, StandIn, postkeep_binary};
 
 fn proxymap(tables: &str) -> Plan {
     Plan::new(Implementation::Postkeep, "proxymap").parameter("proxy_read_maps", tables)
-}
-
-fn request(table: &str, key: &str) -> Vec<u8> {
-    list(&[
-        ("request", "lookup"),
-        ("table", table),
-        ("flags", "0"),
-        ("key", key),
-    ])
-}
-
-fn lookup(peer: &mut Peer, table: &str, key: &str) -> Result<String> {
-    let reply = peer
-        .exchange(&request(table, key))
-        .with_context(|| format!("{table} {key}"))?;
-    Ok(show(&reply))
 }
 
 /// Sends something to a new connection that ends it; nothing may come back.

@@ -8,31 +8,15 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
+use postkeep_interop::lookups::{lookup, request};
 use postkeep_interop::servers::{Server, netstring, read_until, socketmap};
-use postkeep_testkit::attributes::{list, show};
-use postkeep_testkit::peer::Peer;
+use postkeep_testkit::attributes::show;
 use postkeep_testkit::stand_in::Plan;
 use postkeep_testkit::{Implementation, StandIn};
 
 const CLIENTS: usize = 64;
 const LOOKUPS: usize = 20;
 const CONNECTIONS: usize = 8;
-
-fn request(table: &str, key: &str) -> Vec<u8> {
-    list(&[
-        ("request", "lookup"),
-        ("table", table),
-        ("flags", "0"),
-        ("key", key),
-    ])
-}
-
-fn lookup(peer: &mut Peer, table: &str, key: &str) -> Result<String> {
-    let reply = peer
-        .exchange(&request(table, key))
-        .with_context(|| format!("{table} {key}"))?;
-    Ok(show(&reply))
-}
 
 fn found(value: &str) -> String {
     format!("status\\00\\0value\\0{value}\\0\\0")

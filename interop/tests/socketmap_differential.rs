@@ -133,12 +133,7 @@ fn keys_are_sent_as_they_are() {
 #[test]
 fn names_of_servers() {
     let Some(sides) = Sides::new() else { return };
-    // Nobody listens on the port of a listener that is gone.
-    let port = std::net::TcpListener::bind("127.0.0.1:0")
-        .unwrap()
-        .local_addr()
-        .unwrap()
-        .port();
+    let port = postkeep_testkit::private_postfix::free_port().unwrap();
     let dead = format!("socketmap:inet:127.0.0.1:{port}:m");
     let names = [
         "socketmap:x",

@@ -9,7 +9,6 @@
 
 use std::fs;
 use std::io::Write as _;
-use std::net::TcpListener;
 use std::thread;
 use std::time::Duration;
 
@@ -138,11 +137,7 @@ fn keys_are_encoded() {
 #[test]
 fn servers_without_an_answer() {
     let Some(sides) = Sides::new() else { return };
-    let port = TcpListener::bind("127.0.0.1:0")
-        .unwrap()
-        .local_addr()
-        .unwrap()
-        .port();
+    let port = postkeep_testkit::private_postfix::free_port().unwrap();
     let answers = Answers::default();
     let server = server(&answers);
     let long = [&b"200 "[..], &[b'v'; 4092], b"\n"].concat();

@@ -15,6 +15,7 @@ use postkeep_testkit::private_postfix::{Plan, free_port};
 use postkeep_testkit::{Implementation, PrivatePostfix, Scratch, real_postfix};
 use serde_json::json;
 
+use crate::observe::processor_time;
 use crate::statistics::{median, spread};
 use crate::{cargo, run as execute, top};
 
@@ -59,8 +60,8 @@ struct Relay {
     postfix: PrivatePostfix,
     sink: Sink,
     port: u16,
-    /// Processor time of each process of the daemons, in clock ticks, as it was seen last.
-    ticks: HashMap<(&'static str, i32), u64>,
+    /// Processor time of each process of the daemons, as it was seen last.
+    seen: HashMap<(&'static str, u32), Duration>,
 }
 
 impl Relay {
@@ -96,7 +97,7 @@ impl Relay {
             postfix,
             sink,
             port,
-            ticks: HashMap::new(),
+            seen: HashMap::new(),
         })
     }
 
@@ -104,16 +105,16 @@ impl Relay {
     fn look(&mut self) {
         for daemon in DAEMONS {
             for (pid, _) in self.postfix.processes(daemon) {
-                let pid = pid.as_raw_nonzero().get();
-                if let Some(ticks) = ticks(pid) {
-                    self.ticks.insert((daemon, pid), ticks);
+                let pid = pid.as_raw_nonzero().get().unsigned_abs();
+                if let Ok(time) = processor_time(pid) {
+                    self.seen.insert((daemon, pid), time);
                 }
             }
         }
     }
 
-    fn spent(&self) -> u64 {
-        self.ticks.values().sum()
+    fn spent(&self) -> Duration {
+        self.seen.values().sum()
     }
 
     /// Connections at the sink so far, the open ones among them.
@@ -151,21 +152,12 @@ impl Relay {
             "{} messages, not {wanted}",
             after.messages
         );
-        #[expect(clippy::cast_precision_loss, reason = "seconds of clock ticks")]
-        let spent = (self.spent() - spent) as f64 / rustix::param::clock_ticks_per_second() as f64;
         Ok(Turn {
             rate: f64::from(messages) / elapsed,
-            spent,
+            spent: self.spent().saturating_sub(spent).as_secs_f64(),
             connections: self.connections()?.saturating_sub(connections),
         })
     }
-}
-
-/// Processor time of a process so far, in clock ticks.
-fn ticks(pid: i32) -> Option<u64> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_whitespace().collect();
-    Some(fields.get(11)?.parse::<u64>().ok()? + fields.get(12)?.parse::<u64>().ok()?)
 }
 
 pub(crate) fn run(options: &Options) -> Result<()> {

@@ -21,9 +21,10 @@ use std::collections::BTreeMap;
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
-use std::sync::{Arc, PoisonError, RwLock};
 
+use arc_swap::ArcSwap;
 use postkeep_sys::lmdb::{Environment, Error, Options, Unlocked};
 use postkeep_sys::lock::Kind;
 use postkeep_table::{
@@ -56,7 +57,7 @@ struct Lmdb {
     path: PathBuf,
     options: Options,
     caller: Caller,
-    environment: RwLock<Arc<Environment>>,
+    environment: ArcSwap<Environment>,
     /// The form in which a key was found: 0 not known, 1 with NUL, 2 plain.
     seen: AtomicU8,
     owner: Owner,
@@ -81,7 +82,7 @@ fn open_table(request: &Request<'_>) -> Result<Lmdb, OpenError> {
         path,
         options,
         caller: request.context.caller,
-        environment: RwLock::new(Arc::new(environment)),
+        environment: ArcSwap::from_pointee(environment),
         seen: AtomicU8::new(0),
         owner: metadata.map_or(Owner::Unknown, |metadata| indexed::owner(metadata.uid())),
     })
@@ -131,12 +132,7 @@ fn stored<'b>(key: &[u8], form: Form, buffer: &'b mut [u8; LONGEST_KEY]) -> Opti
 
 impl Lmdb {
     fn current(&self) -> Arc<Environment> {
-        Arc::clone(
-            &self
-                .environment
-                .read()
-                .unwrap_or_else(PoisonError::into_inner),
-        )
+        self.environment.load_full()
     }
 
     /// Runs an operation, a second time on the file as it is now when the open one is damaged.
@@ -152,10 +148,7 @@ impl Lmdb {
             }
             let fresh = Arc::new(Environment::open(&self.path, self.options).map_err(|_| error)?);
             let result = operation(&fresh)?;
-            *self
-                .environment
-                .write()
-                .unwrap_or_else(PoisonError::into_inner) = fresh;
+            self.environment.store(fresh);
             Ok(result)
         });
         result.map_err(|error| self.failure(doing, error))
@@ -207,10 +200,7 @@ impl Lmdb {
 
     /// Looks up without a lock and without waiting, as nearly always is possible; `None` when it is not.
     fn find_unlocked(&self, flags: Flags, key: &[u8], value: &mut Vec<u8>) -> Option<Outcome> {
-        let environment = self
-            .environment
-            .read()
-            .unwrap_or_else(PoisonError::into_inner);
+        let environment = self.environment.load();
         self.find(flags, key, value, |keys, value| {
             match environment.find_unlocked(keys, value) {
                 Unlocked::Found(place) => Ok(Some(place)),

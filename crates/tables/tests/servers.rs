@@ -5,7 +5,7 @@
 )]
 
 use std::io::{BufRead as _, BufReader, Read, Write};
-use std::net::TcpListener;
+use std::net::{TcpListener, TcpStream};
 use std::os::unix::net::UnixListener;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, mpsc};
@@ -77,28 +77,32 @@ fn read_netstring(input: &mut impl Read) -> Option<String> {
     Some(String::from_utf8(payload).unwrap())
 }
 
-/// A socketmap server; `answer` makes bytes of a request, and no bytes close the connection.
-fn socketmap(answer: impl Fn(&str) -> Vec<u8> + Send + Sync + 'static) -> (u16, Arc<AtomicUsize>) {
+/// A server that holds `conversation` with each client; its port, and how many clients came.
+fn serve(conversation: impl Fn(TcpStream) + Send + Sync + 'static) -> (u16, Arc<AtomicUsize>) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = listener.local_addr().unwrap().port();
     let connections = Arc::new(AtomicUsize::new(0));
-    let (count, answer) = (Arc::clone(&connections), Arc::new(answer));
+    let (count, conversation) = (Arc::clone(&connections), Arc::new(conversation));
     thread::spawn(move || {
         for client in listener.incoming() {
             count.fetch_add(1, Ordering::Relaxed);
-            let answer = Arc::clone(&answer);
-            thread::spawn(move || {
-                let mut client = client.unwrap();
-                while let Some(request) = read_netstring(&mut client) {
-                    let reply = answer(&request);
-                    if reply.is_empty() || client.write_all(&reply).is_err() {
-                        return;
-                    }
-                }
-            });
+            let conversation = Arc::clone(&conversation);
+            thread::spawn(move || conversation(client.unwrap()));
         }
     });
     (port, connections)
+}
+
+/// A socketmap server; `answer` makes bytes of a request, and no bytes close the connection.
+fn socketmap(answer: impl Fn(&str) -> Vec<u8> + Send + Sync + 'static) -> (u16, Arc<AtomicUsize>) {
+    serve(move |mut client| {
+        while let Some(request) = read_netstring(&mut client) {
+            let reply = answer(&request);
+            if reply.is_empty() || client.write_all(&reply).is_err() {
+                return;
+            }
+        }
+    })
 }
 
 fn netstring(payload: &str) -> Vec<u8> {
@@ -244,28 +248,16 @@ fn silence_fails_in_time_and_then_at_once() {
 
 /// A server of `tcp:` lines.
 fn lines(answer: impl Fn(&str) -> Vec<u8> + Send + Sync + 'static) -> (u16, Arc<AtomicUsize>) {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let port = listener.local_addr().unwrap().port();
-    let connections = Arc::new(AtomicUsize::new(0));
-    let (count, answer) = (Arc::clone(&connections), Arc::new(answer));
-    thread::spawn(move || {
-        for client in listener.incoming() {
-            count.fetch_add(1, Ordering::Relaxed);
-            let answer = Arc::clone(&answer);
-            thread::spawn(move || {
-                let client = client.unwrap();
-                let mut output = client.try_clone().unwrap();
-                for line in BufReader::new(client).lines() {
-                    let Ok(line) = line else { return };
-                    let reply = answer(line.strip_prefix("get ").unwrap());
-                    if reply.is_empty() || output.write_all(&reply).is_err() {
-                        return;
-                    }
-                }
-            });
+    serve(move |client| {
+        let mut output = client.try_clone().unwrap();
+        for line in BufReader::new(client).lines() {
+            let Ok(line) = line else { return };
+            let reply = answer(line.strip_prefix("get ").unwrap());
+            if reply.is_empty() || output.write_all(&reply).is_err() {
+                return;
+            }
         }
-    });
-    (port, connections)
+    })
 }
 
 #[test]

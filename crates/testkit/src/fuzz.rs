@@ -577,3 +577,21 @@ pub fn cdb_file(data: &[u8]) {
         let _ = find(key, b"\0");
     }
 }
+
+/// A file from fuzz input: the data as it is, or, when `what` says so (2), a good file changed by it, four bytes for
+/// a change: three of its place, and the new byte; cut, too, when `what` says that (4).
+fn changed(good: &[u8], what: u8, data: &[u8]) -> Vec<u8> {
+    if what & 2 == 0 {
+        return data.to_vec();
+    }
+    let mut file = good.to_vec();
+    for change in data.chunks_exact(4) {
+        let at = u32::from_le_bytes([change[0], change[1], change[2], 0]) as usize;
+        let length = file.len();
+        file[at % length] = change[3];
+    }
+    if what & 4 != 0 {
+        file.truncate(data.len() * 256);
+    }
+    file
+}

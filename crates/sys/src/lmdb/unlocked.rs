@@ -2,8 +2,10 @@
 
 use std::fs::File;
 use std::io;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{PoisonError, RwLock};
+
+use arc_swap::ArcSwapOption;
 
 use crate::guarded::{GuardedMap, Landmark};
 
@@ -43,8 +45,8 @@ pub(super) enum Failure {
 /// The map of a file.
 pub(super) struct Maps {
     page_size: u64,
-    /// Changed when it is too small or damaged; nobody waits here otherwise.
-    map: RwLock<Option<Map>>,
+    /// Another one when it is too small or damaged; nobody waits here.
+    map: ArcSwapOption<Map>,
 }
 
 struct Map {
@@ -65,7 +67,7 @@ impl Maps {
     pub fn new(page_size: u64) -> Self {
         Self {
             page_size,
-            map: RwLock::new(None),
+            map: ArcSwapOption::empty(),
         }
     }
 
@@ -83,7 +85,7 @@ impl Maps {
         let start = value.len();
         let mut result = Err(Failure::Passed);
         for _ in 0..ATTEMPTS {
-            let map = self.map.read().unwrap_or_else(PoisonError::into_inner);
+            let map = self.map.load();
             let next = match &*map {
                 None => Ok(Next::NewMap),
                 Some(map) => match map.find(self.page_size, keys, value) {
@@ -99,7 +101,7 @@ impl Maps {
                 Ok(Next::Same) => {}
                 Ok(Next::NewMap) => {
                     let map = Map::new(file).map_err(|_| Failure::Strange)?;
-                    self.set(Some(map));
+                    self.map.store(Some(Arc::new(map)));
                 }
                 Err(failure) => {
                     result = Err(failure);
@@ -108,13 +110,9 @@ impl Maps {
             }
         }
         if result == Err(Failure::Damaged) {
-            self.set(None);
+            self.map.store(None);
         }
         result
-    }
-
-    fn set(&self, map: Option<Map>) {
-        *self.map.write().unwrap_or_else(PoisonError::into_inner) = map;
     }
 }
 
@@ -196,6 +194,10 @@ impl Map {
             offset: landmark >> 8,
             byte,
         };
+        // Before as well as after: a file that is cut now may be whole again by then.
+        if !self.guarded.holds(landmark) {
+            return Err(Trouble::Outside);
+        }
         let pages = landmark.offset / page_size + 1;
         let snapshot = Snapshot::newest(&self.guarded, page_size)?;
         let mut result = Ok(None);

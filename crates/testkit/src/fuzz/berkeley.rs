@@ -15,18 +15,7 @@ pub fn berkeley_file(data: &[u8]) {
     let tree = what & 1 != 0;
     let layout = if tree { Layout::Btree } else { Layout::Hash };
     let good = &GOOD[usize::from(tree)][1..];
-    let mut file = data.to_vec();
-    if what & 2 != 0 {
-        file = good.to_vec();
-        for change in data.chunks_exact(4) {
-            let at = u32::from_le_bytes([change[0], change[1], change[2], 0]) as usize;
-            let length = file.len();
-            file[at % length] = change[3];
-        }
-        if what & 4 != 0 {
-            file.truncate(data.len() * 256);
-        }
-    }
+    let file = super::changed(good, *what, data);
     let Ok(reader) = Reader::new(&file, layout) else {
         assert_ne!(file, good);
         return;

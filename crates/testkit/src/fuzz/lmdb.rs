@@ -17,18 +17,7 @@ const KEYS: u32 = 60;
 pub fn lmdb_file(data: &[u8]) {
     let [what, data @ ..] = data else { return };
     let good = &GOOD[1..];
-    let mut file = data.to_vec();
-    if what & 2 != 0 {
-        file = good.to_vec();
-        for change in data.chunks_exact(4) {
-            let at = u32::from_le_bytes([change[0], change[1], change[2], 0]) as usize;
-            let length = file.len();
-            file[at % length] = change[3];
-        }
-        if what & 4 != 0 {
-            file.truncate(data.len() * 256);
-        }
-    }
+    let file = super::changed(good, *what, data);
     let file = &file[..];
     let pages = file.len() as u64 / PAGE;
     let page_size = if what & 1 != 0 { 512 } else { PAGE };
