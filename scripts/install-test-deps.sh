@@ -1,9 +1,15 @@
 #!/bin/bash
 # Installs what the build and the tests need beside Rust: a C compiler (LMDB is built from source), and a real Postfix with
-# the table types it is compared with, and valgrind, which counts instructions. Debian; as root.
+# the table types it is compared with, the servers that some of them ask, and valgrind, which counts instructions. Debian;
+# as root.
 set -euo pipefail
 
-packages=(postfix postfix-lmdb postfix-cdb postfix-pcre postfix-sqlite gcc libc6-dev valgrind)
+packages=(
+    postfix postfix-lmdb postfix-cdb postfix-pcre postfix-sqlite gcc libc6-dev valgrind
+    # Clients of servers, the servers themselves, and openssl for their certificates.
+    postfix-mysql postfix-pgsql postfix-ldap sqlite3
+    mariadb-server postgresql slapd ldap-utils memcached redis-server redis-sentinel openssl
+)
 
 missing=()
 for package in "${packages[@]}"; do

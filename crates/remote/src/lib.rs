@@ -6,7 +6,7 @@
 //! Pure as well, with the time as an argument: [`breaker`] and [`hosts`], and [`limits`], which names the keys.
 //!
 //! Not pure: [`rules`] joins these for tables with one query, [`runtime`] runs lookups beside the event loop of the
-//! daemons, [`pool`] keeps connections, [`stream`] opens them, [`source`] makes a [`Table`](postkeep_table::Table) of
+//! daemons, [`pool`] keeps connections, [`stream`] opens them, [`tls`] says whom to trust, [`source`] makes a [`Table`](postkeep_table::Table) of
 //! all that.
 //!
 //! # How to add a table type
@@ -36,3 +36,4 @@ pub mod source;
 pub mod stream;
 pub mod tcp_table;
 pub mod template;
+pub mod tls;
