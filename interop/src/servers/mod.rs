@@ -1,9 +1,14 @@
-//! Servers for tables that ask one, each connection on a thread of its own.
+//! Servers for tables that ask one: written in the test, each connection on a thread of its own, or installed ones,
+//! each with a directory, ports and a life of its own.
 #![allow(
     clippy::unwrap_used,
     clippy::missing_panics_doc,
     reason = "for tests, which may stop where they find something wrong"
 )]
+
+pub mod certificates;
+pub mod mariadb;
+pub mod process;
 
 use std::io::{Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};
