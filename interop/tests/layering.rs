@@ -3,15 +3,16 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::process::Command;
 
-const ALLOWED: [(&str, &[&str]); 13] = [
+const ALLOWED: [(&str, &[&str]); 14] = [
     ("wire", &[]),
     ("conf", &[]),
     ("sys", &[]),
     ("table", &[]),
+    ("cache", &["table"]),
     ("scache", &["wire"]),
     ("client", &["wire", "sys"]),
     ("remote", &["table", "conf", "sys"]),
-    ("tables", &["table", "client", "conf", "sys", "remote"]),
+    ("tables", &["table", "cache", "client", "conf", "sys", "remote"]),
     ("proxymap", &["wire", "conf", "table"]),
     ("daemon", &["wire", "conf", "sys"]),
     ("master", &["sys"]),

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use arc_swap::{ArcSwap, Guard};
-use postkeep_table::{Cursor, Flags, NameError, OpenError, Table, TableName};
+use postkeep_table::{CacheCounts, Cursor, Flags, NameError, OpenError, Table, TableName};
 use postkeep_wire::diagnostics::Shown;
 use postkeep_wire::proxymap::{Generation, Operation};
 
@@ -104,6 +104,14 @@ impl Current {
         match self {
             Self::Open { without, .. } => *without,
             Self::Unopened | Self::Surrogate(_) => Flags::empty(),
+        }
+    }
+
+    /// What a table that keeps answers has counted.
+    pub(crate) fn cache_counts(&self) -> Option<CacheCounts> {
+        match self {
+            Self::Open { table, .. } => table.cache_counts(),
+            Self::Unopened | Self::Surrogate(_) => None,
         }
     }
 

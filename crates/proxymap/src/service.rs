@@ -152,17 +152,19 @@ impl Job {
 
     /// Must [`Self::begin`] be called where it may wait? A lookup in an open table behind a server need not.
     pub fn may_wait(&self) -> bool {
-        self.open.is_some() || remote(&self.work, &self.instance.current()).is_none()
+        self.open.is_some()
+            || asked(&self.work, &self.instance.current())
+                .is_none_or(|table| table.latency() != Latency::Remote)
     }
 
     /// Does the work and hands its outcome to `deliver`: before this returns, or later on another thread when a
-    /// server has to be asked.
+    /// server has to be asked, or somebody else asks the same already.
     ///
     /// `deliver` must not wait. It is dropped without a call when the work was lost to a fault in a table's code.
     pub fn begin(mut self, deliver: impl FnOnce(Done) + Send + 'static) {
         let fatal = self.opened();
         let current = self.instance.current();
-        let table = remote(&self.work, &current).filter(|_| fatal.is_none());
+        let table = asked(&self.work, &current).filter(|_| fatal.is_none());
         let Some(table) = table else {
             drop(current);
             deliver(self.performed(fatal));
@@ -232,12 +234,10 @@ impl Job {
     }
 }
 
-/// The table, when the work is a lookup that can be begun without waiting.
-fn remote(work: &Work, current: &Current) -> Option<Arc<dyn Table>> {
+/// The table, when the work is a lookup in one that is open.
+fn asked(work: &Work, current: &Current) -> Option<Arc<dyn Table>> {
     match current {
-        Current::Open { table, .. }
-            if work.operation == Operation::Lookup && table.latency() == Latency::Remote =>
-        {
+        Current::Open { table, .. } if work.operation == Operation::Lookup => {
             Some(Arc::clone(table))
         }
         _ => None,

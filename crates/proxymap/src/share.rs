@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use postkeep_table::{Flags, Opener};
+use postkeep_table::{CacheCounts, Flags, Opener};
 use postkeep_wire::diagnostics::{Shown, Throttle};
 use postkeep_wire::proxymap::Generation;
 
@@ -175,6 +175,22 @@ impl Tables {
         self.entries
             .values()
             .map(|entry| (&*entry.name, entry.counters.counts()))
+    }
+
+    /// Names and counts of the approved tables that keep answers, over all ways in which each is open; in no particular
+    /// order. A table that is opened anew counts from zero again.
+    pub fn cache_counts(&self) -> impl Iterator<Item = (&[u8], CacheCounts)> {
+        self.entries.values().filter_map(|entry| {
+            let instances = entry.instances.load();
+            let counts = instances
+                .iter()
+                .filter_map(|instance| instance.current().cache_counts())
+                .reduce(|mut all, one| {
+                    all += one;
+                    all
+                })?;
+            Some((&*entry.name, counts))
+        })
     }
 
     /// Number of instances, opened or not.

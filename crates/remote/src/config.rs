@@ -312,7 +312,8 @@ fn whole_number(value: &[u8]) -> Option<i32> {
     text.parse().ok()
 }
 
-fn parse_time(value: &[u8]) -> Option<Duration> {
+/// A number with the unit `ms`, `s`, `m`, `h`, `d` or `w`; seconds without one.
+pub fn parse_time(value: &[u8]) -> Option<Duration> {
     let text = std::str::from_utf8(value).ok()?;
     let end = text
         .find(|letter: char| !letter.is_ascii_digit())

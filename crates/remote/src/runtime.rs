@@ -117,16 +117,26 @@ where
         // The receiver waits in any case.
         let _ = sender.send(work.await);
     });
-    let receive = || {
+    block(|| {
         receiver
             .recv()
             .unwrap_or_else(|_| Err(LookupError::Retry(String::new())))
-    };
+    })
+}
+
+/// Waits on the calling thread, so that the other work of the runtime goes on when it is one of its threads.
+pub fn block<T>(wait: impl FnOnce() -> T) -> T {
     if Handle::try_current().is_ok() {
-        // On a thread of the runtime, whose other work goes on elsewhere.
-        tokio::task::block_in_place(receive)
+        tokio::task::block_in_place(wait)
     } else {
-        receive()
+        wait()
+    }
+}
+
+/// Has work that may wait done on a thread of the runtime, some time; it is dropped when there can be no threads.
+pub fn aside(work: impl FnOnce() + Send + 'static) {
+    if let Ok(handle) = handle() {
+        drop(handle.spawn_blocking(work));
     }
 }
 

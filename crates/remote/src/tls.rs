@@ -210,8 +210,7 @@ impl ServerCertVerifier for Verifier {
         match chain.verify_server_cert(certificate, issuers, name, ocsp, now) {
             // The name is looked at when all else is found right.
             Err(Error::InvalidCertificate(
-                CertificateError::NotValidForName
-                | CertificateError::NotValidForNameContext { .. },
+                CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
             )) if self.any_name => Ok(ServerCertVerified::assertion()),
             checked => checked,
         }

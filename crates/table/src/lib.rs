@@ -152,7 +152,7 @@ pub trait Table: Send + Sync {
     /// Begins a lookup that `done` gets the end of; the value is appended to `value`.
     ///
     /// Returns at once where the latency is [`Latency::Remote`]; all other tables do the lookup right here, however
-    /// long it takes.
+    /// long it takes, unless somebody else does the same one already: then that one's thread calls `done`.
     fn begin_lookup(
         self: Arc<Self>,
         flags: Flags,
@@ -206,6 +206,51 @@ pub trait Table: Send + Sync {
     /// Who owns the data.
     fn owner(&self) -> Owner {
         Owner::Unknown
+    }
+
+    /// What a table that keeps answers has counted; `None` for all that keep none.
+    fn cache_counts(&self) -> Option<CacheCounts> {
+        None
+    }
+}
+
+/// What a table that keeps answers has counted since it was opened, and what it keeps now.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct CacheCounts {
+    /// Lookups answered with a fresh answer.
+    pub hits: u64,
+    /// Lookups for which the table behind was asked.
+    pub misses: u64,
+    /// Lookups answered with an answer that was no longer fresh, as the table behind gave temporary errors.
+    pub stale: u64,
+    /// Lookups that failed at once, because the table behind had failed a moment before.
+    pub refused: u64,
+    /// Lookups that waited for the answer to another one.
+    pub coalesced: u64,
+    /// Times that the table behind was asked ahead of time, beside the misses.
+    pub refreshes: u64,
+    /// Entries that made room for others.
+    pub evictions: u64,
+    /// Times that the table behind gave an error.
+    pub failures: u64,
+    /// Entries that are kept now.
+    pub entries: u64,
+    /// What they take, in bytes: keys, values, and what it takes to keep them.
+    pub bytes: u64,
+}
+
+impl std::ops::AddAssign for CacheCounts {
+    fn add_assign(&mut self, other: Self) {
+        self.hits += other.hits;
+        self.misses += other.misses;
+        self.stale += other.stale;
+        self.refused += other.refused;
+        self.coalesced += other.coalesced;
+        self.refreshes += other.refreshes;
+        self.evictions += other.evictions;
+        self.failures += other.failures;
+        self.entries += other.entries;
+        self.bytes += other.bytes;
     }
 }
 

@@ -7,8 +7,8 @@ use std::sync::Arc;
 
 use log::info;
 use postkeep_table::{
-    Completion, Cursor, Flags, Latency, LookupError, OpenError, Outcome, Owner, Printable, Step,
-    Table, TableName, Watch,
+    CacheCounts, Completion, Cursor, Flags, Latency, LookupError, OpenError, Outcome, Owner,
+    Printable, Step, Table, TableName, Watch,
 };
 
 use crate::table_type::{Capabilities, Request, TableType};
@@ -184,6 +184,10 @@ impl Table for Debug {
 
     fn owner(&self) -> Owner {
         self.inner.owner()
+    }
+
+    fn cache_counts(&self) -> Option<CacheCounts> {
+        self.inner.cache_counts()
     }
 }
 

@@ -61,7 +61,7 @@ macro_rules! table_types {
 }
 
 table_types! {
-    btree, cdb, cidr, debug, environ, fail, hash, inline, internal, lmdb, pcre, pipemap, proxy, randmap, regexp, #[cfg(feature = "test-tables")] slow, socketmap, r#static, tcp, texthash, unionmap, unix,
+    btree, cache, cdb, cidr, debug, environ, fail, hash, inline, internal, lmdb, pcre, pipemap, proxy, randmap, regexp, #[cfg(feature = "test-tables")] slow, socketmap, r#static, tcp, texthash, unionmap, unix,
 }
 
 /// All table types, by name.

@@ -23,7 +23,7 @@ fn example(kind: &TableType, directory: &Path) -> TableName {
         "environ" | "fail" | "internal" => "x".to_owned(),
         "inline" => "{key=value,other=thing}".to_owned(),
         "randmap" => "{value}".to_owned(),
-        "pipemap" | "unionmap" => "{inline:{key=value,other=thing}}".to_owned(),
+        "cache" | "pipemap" | "unionmap" => "{inline:{key=value,other=thing}}".to_owned(),
         "pcre" | "regexp" => {
             std::fs::write(&file, "/^key$/ value\n/^other$/ thing\n").unwrap();
             file
