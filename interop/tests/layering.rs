@@ -12,7 +12,10 @@ const ALLOWED: [(&str, &[&str]); 14] = [
     ("scache", &["wire"]),
     ("client", &["wire", "sys"]),
     ("remote", &["table", "conf", "sys"]),
-    ("tables", &["table", "cache", "client", "conf", "sys", "remote"]),
+    (
+        "tables",
+        &["table", "cache", "client", "conf", "sys", "remote"],
+    ),
     ("proxymap", &["wire", "conf", "table"]),
     ("daemon", &["wire", "conf", "sys"]),
     ("master", &["sys"]),
