@@ -142,15 +142,33 @@ impl Config {
             .map(|line| line.first)
     }
 
-    fn fault(&self, key: &str, text: String, expected: &str) -> ConfigError {
-        let place = match (&self.origin, self.line(key)) {
+    /// Where the key is set.
+    fn place(&self, key: &str) -> String {
+        match (&self.origin, self.line(key)) {
             (Origin::MainCf(values), _) => format!("{}: {}_{key}", values.file(), self.name),
             (Origin::File { .. }, Some(line)) => format!("{}, line {line}: {key}", self.name),
             (Origin::File { .. }, None) => format!("{}: {key} is not set", self.name),
+        }
+    }
+
+    fn fault(&self, key: &str, text: String, expected: &str) -> ConfigError {
+        ConfigError {
+            text,
+            hint: Some(format!("{}: expecting {expected}", self.place(key))),
+        }
+    }
+
+    /// A fault of a value that only the table type can find.
+    ///
+    /// - `why`: what is wrong, or what was expected
+    pub fn unusable(&self, key: &str, why: &dyn std::fmt::Display) -> ConfigError {
+        let text = match &self.origin {
+            Origin::File { .. } => format!("{}: bad value of {key}: {why}", self.name),
+            Origin::MainCf(_) => format!("bad value of {}_{key}: {why}", self.name),
         };
         ConfigError {
             text,
-            hint: Some(format!("{place}: expecting {expected}")),
+            hint: Some(format!("{}: {why}", self.place(key))),
         }
     }
 
@@ -369,6 +387,13 @@ mod tests {
 
     fn file(text: &str) -> Config {
         Config::parse(b"/t.cf", text.as_bytes().to_vec(), Release::V3_7).unwrap()
+    }
+
+    #[test]
+    fn faults_that_a_type_finds_name_the_place() {
+        let fault = file("a = b\nurl = x\n").unusable("url", &"no URL");
+        assert_eq!(fault.to_string(), "/t.cf: bad value of url: no URL");
+        assert_eq!(fault.hint(), Some("/t.cf, line 2: url: no URL"));
     }
 
     fn text_of<T: std::fmt::Debug>(result: Result<T, ConfigError>) -> (String, String) {

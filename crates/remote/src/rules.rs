@@ -56,6 +56,14 @@ impl Rules {
         self
     }
 
+    /// Takes the template of another part of the question apart; a key has to have what this one needs, too.
+    ///
+    /// # Errors
+    /// [`ConfigError`] for a code that there is not.
+    pub fn add_query(&mut self, template: &[u8]) -> Result<Template, ConfigError> {
+        self.needs.query(&self.name, template)
+    }
+
     /// The query; for those who bind the parts of a key instead of quoting them.
     pub fn query(&self) -> &Template {
         &self.query
@@ -138,6 +146,16 @@ mod tests {
         answer.add(Some(b"1")).unwrap();
         answer.add(Some(b"2")).unwrap();
         assert_eq!(answer.add(Some(b"3")), Err(Excess::Values));
+    }
+
+    #[tokio::test]
+    async fn another_part_of_the_question_has_its_needs() {
+        let table = TableName::parse(b"http:/t.cf").unwrap();
+        let mut rules = read("query = x\n").unwrap();
+        assert!(rules.key(&table, b"u").await.unwrap().is_some());
+        rules.add_query(b"%d").unwrap();
+        assert!(rules.key(&table, b"u").await.unwrap().is_none());
+        assert!(rules.add_query(b"%x").is_err());
     }
 
     #[test]

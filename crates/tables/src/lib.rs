@@ -34,6 +34,8 @@ pub use cidr::{Address, CidrIndex, CidrRules};
 pub use context::{Caller, Context};
 pub use file_values::{FileValueError, decode as decode_file_value, read_file_values};
 pub use fold::fold_key;
+#[cfg(feature = "http")]
+pub use http::rules_of_http as http_rules;
 pub use pattern_rules::Dialect;
 pub use pattern_table::PatternRules;
 pub use source::{Entry, Style, parse as parse_source};
@@ -61,7 +63,7 @@ macro_rules! table_types {
 }
 
 table_types! {
-    btree, cache, cdb, cidr, debug, environ, fail, hash, inline, internal, lmdb, pcre, pipemap, proxy, randmap, regexp, #[cfg(feature = "test-tables")] slow, socketmap, r#static, tcp, texthash, unionmap, unix,
+    btree, cache, cdb, cidr, debug, environ, fail, hash, #[cfg(feature = "http")] http, inline, internal, lmdb, pcre, pipemap, proxy, randmap, regexp, #[cfg(feature = "test-tables")] slow, socketmap, r#static, tcp, texthash, unionmap, unix,
 }
 
 /// All table types, by name.

@@ -93,7 +93,7 @@ impl TableConfig {
 }
 
 /// Reads a file that does not change while it is read.
-fn read(path: &[u8]) -> Result<RuleSource, OpenError> {
+pub(crate) fn read(path: &[u8]) -> Result<RuleSource, OpenError> {
     RuleSource::read("", path).map_err(|error| {
         OpenError::Unavailable(match error {
             RuleSourceError::Unavailable(text) => text,

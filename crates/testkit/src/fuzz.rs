@@ -8,9 +8,11 @@
 )]
 
 mod berkeley;
+mod http;
 mod lmdb;
 
 pub use berkeley::berkeley_file;
+pub use http::http_rules;
 pub use lmdb::lmdb_file;
 
 mod patterns;
@@ -46,6 +48,7 @@ pub const TARGETS: &[Target] = &[
     ("berkeley_file", berkeley_file),
     ("cdb_file", cdb_file),
     ("cidr_rules", cidr_rules),
+    ("http_rules", http_rules),
     ("lmdb_file", lmdb_file),
     ("main_cf", main_cf),
     ("pattern_rules", pattern_rules),
