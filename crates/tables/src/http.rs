@@ -24,7 +24,7 @@
 //! | `result_format` | `%s` | of each value; they are joined with commas |
 //! | `expansion_limit` | 0 | values; more are an error; 0: any number |
 //! | `domain` | all | domains of keys that are asked for |
-//! | `max_response_size` | 1048576 | bytes of an answer, headers not counted; more are an error |
+//! | `max_response_size` | 1048576 | bytes of an answer, headers not counted, 16 MiB at most; more are an error |
 //! | `bearer_token`, `bearer_token_file` | none | sent as `Authorization: Bearer`; the file is read again when it changes |
 //! | `user`, `password` | none | basic authentication |
 //! | `tls_CAfile`, `tls_CApath` | the system's | who may sign the server's certificate |
@@ -113,6 +113,9 @@ struct PoolKey {
     limits: Limits,
 }
 
+/// A document of more bytes takes longer than a thread that serves others should be away.
+const LONG: usize = 1 << 16;
+
 static POOLS: Shared<PoolKey, Server> = Shared::new();
 
 /// How an answer is read.
@@ -153,7 +156,7 @@ fn open(request: &Request<'_>) -> Result<Arc<dyn Table>, OpenError> {
     let statuses = StatusMap::parse(&statuses)
         .map_err(|error| fault(&config.unusable("status_map", &error)))?;
     let size_limit = config
-        .int("max_response_size", 1 << 20, 1, 1 << 30)
+        .int("max_response_size", 1 << 20, 1, 1 << 24)
         .map_err(at_fault)?;
     let mut files = Vec::new();
     let format = body.as_ref().map(|(format, _)| *format);
@@ -560,7 +563,13 @@ impl Source for Http {
                 return self.broken(&key, &"the answer has a Content-Encoding");
             }
         };
-        match self.result(&key, &text) {
+        let result = if text.len() > LONG {
+            // Other lookups go on elsewhere meanwhile.
+            tokio::task::block_in_place(|| self.result(&key, &text))
+        } else {
+            self.result(&key, &text)
+        };
+        match result {
             Ok(result) => Ok(result),
             Err(error @ NoResult::Document(DocumentError::NotScalar(_))) => {
                 self.broken(&key, &error)

@@ -9,6 +9,7 @@
 pub mod certificates;
 pub mod mariadb;
 pub mod process;
+pub mod web;
 
 use std::io::{Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};

@@ -201,6 +201,8 @@ impl Server {
     {
         let (sender, connection) = http2::Builder::new(TokioExecutor::new())
             .timer(TokioTimer::new())
+            // Until the server says how many it takes: more would be refused, and asked again elsewhere.
+            .initial_max_send_streams(1)
             .max_header_list_size(HEADER_LIMIT.try_into().unwrap_or(u32::MAX))
             .handshake(TokioIo::new(stream))
             .await
