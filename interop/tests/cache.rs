@@ -35,7 +35,7 @@ enum Says {
     Time,
     /// An error.
     Later,
-    /// Nothing for now.
+    /// Nothing for now to the key `key`, to others as above.
     Silence,
 }
 
@@ -55,15 +55,15 @@ struct State {
 impl State {
     fn answer(&self, request: &[u8]) -> Vec<u8> {
         self.asked.fetch_add(1, Ordering::SeqCst);
+        let key = request.strip_prefix(b"m ").unwrap_or(request);
         let says = self.says.lock().unwrap_or_else(PoisonError::into_inner);
         let says = self
             .changed
-            .wait_while(says, |says| *says == Says::Silence)
+            .wait_while(says, |says| *says == Says::Silence && key == b"key")
             .unwrap_or_else(PoisonError::into_inner);
-        let key = request.strip_prefix(b"m ").unwrap_or(request);
         match *says {
-            Says::Key if key.starts_with(b"bad") => netstring(b"OK REJECT"),
-            Says::Key if key.starts_with(b"no") => netstring(b"NOTFOUND "),
+            Says::Key | Says::Silence if key.starts_with(b"bad") => netstring(b"OK REJECT"),
+            Says::Key | Says::Silence if key.starts_with(b"no") => netstring(b"NOTFOUND "),
             Says::Time => netstring(format!("OK {}", self.begun.elapsed().as_millis()).as_bytes()),
             Says::Later => netstring(b"TEMP later"),
             Says::Key | Says::Silence => netstring(&[b"OK ", key].concat()),
@@ -159,9 +159,11 @@ fn a_thousand_clients_are_one_question() -> Result<()> {
             peer.send(&request(&table, "key"))?;
         }
         until("the question", || Ok(backend.asked() == 2))?;
-        // Others are served meanwhile.
-        for _ in 0..100 {
+        // Others are served meanwhile, from the cache and by the server.
+        for number in 0..100 {
+            let key = format!("other-{number}");
             ensure!(lookup(&mut first, &table, "before")? == found("before"));
+            ensure!(lookup(&mut first, &table, &key)? == found(&key));
         }
         let during = threads(&daemon)?;
         backend.says(Says::Key);
@@ -171,11 +173,10 @@ fn a_thousand_clients_are_one_question() -> Result<()> {
         }
         println!(
             "waits={waits}: {CLIENTS} clients, {} questions; threads: {before}, then {during}",
-            backend.asked() - 1
+            backend.asked() - 101
         );
-        ensure!(backend.asked() == 2, "{} questions", backend.asked());
-        // Those that join somebody leave their thread at once; some may be on their way.
-        ensure!(during <= before + 130, "{before} threads, then {during}");
+        ensure!(backend.asked() == 102, "{} questions", backend.asked());
+        ensure!(waits || during <= before, "{before} threads, then {during}");
     }
     Ok(())
 }

@@ -8,7 +8,7 @@ use fakes::{Client, Plan, bytes, logged, service, service_with, shown};
 use postkeep_proxymap::role::Role;
 use postkeep_proxymap::service::{Action, Conversation, REQUEST_TIME};
 use postkeep_proxymap::share::Settings;
-use postkeep_table::{Flags, Latency};
+use postkeep_table::{CacheCounts, Flags, Latency};
 use postkeep_wire::duplex::{End, Inbox, Outbox};
 use postkeep_wire::proxymap::Generation;
 
@@ -649,4 +649,34 @@ fn more_tables_than_a_conversation_remembers() {
             assert_eq!(reply, format!("status␀0␀value␀{name}␀␀"));
         }
     }
+}
+
+#[test]
+fn counts_of_caches_are_added_up_over_the_ways_in_which_they_are_open() {
+    let counts = CacheCounts {
+        hits: 3,
+        bytes: 5,
+        ..CacheCounts::default()
+    };
+    let plan = Plan {
+        cached: Some(counts),
+        ..three()
+    };
+    let service = service(Role::Read, &[("cache:t", plan), ("hash:/t", three())]);
+    let found = || service.tables.cache_counts().collect::<Vec<_>>();
+    assert_eq!(found(), []);
+    let mut client = Client::new();
+    client.say(&service, &lookup("hash:/t", "a"));
+    client.say(&service, &lookup("cache:t", "a"));
+    assert_eq!(found(), [(&b"cache:t"[..], counts)]);
+    client.say(
+        &service,
+        "request␀lookup␀table␀cache:t␀instance_flags␀64␀flags␀64␀key␀a␀␀",
+    );
+    let twice = CacheCounts {
+        hits: 6,
+        bytes: 10,
+        ..CacheCounts::default()
+    };
+    assert_eq!(found(), [(&b"cache:t"[..], twice)]);
 }

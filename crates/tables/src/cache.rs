@@ -16,7 +16,7 @@
 //!
 //! The table comes first. Times have the unit `ms`, `s`, `m`, `h`, `d` or `w`, seconds without one. Elements are
 //! separated by comma or white space; nothing may stand between a key, `=` and its value. Where room is short, answers go
-//! that nobody asked for lately.
+//! that nobody asked for lately. A single answer larger than 128K may be too large to be kept.
 //!
 //! **With a lookup table server.** Other programs of Postfix do not know the type; they ask for it through proxymap, as
 //! `proxy:cache:{mysql:/etc/postfix/aliases.cf, ttl=5m}` in main.cf:

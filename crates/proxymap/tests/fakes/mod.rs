@@ -15,8 +15,8 @@ use postkeep_proxymap::service::{Action, Conversation, Fatal};
 use postkeep_proxymap::share::{Settings, Tables};
 use postkeep_proxymap::watch::{Observer, Stat};
 use postkeep_table::{
-    Access, Completion, Cursor, Flags, Latency, LookupError, OpenError, Opener, Outcome, Step,
-    Table, TableName, Watch,
+    Access, CacheCounts, Completion, Cursor, Flags, Latency, LookupError, OpenError, Opener,
+    Outcome, Step, Table, TableName, Watch,
 };
 use postkeep_wire::duplex::{End, Inbox, Outbox};
 use postkeep_wire::proxymap::Generation;
@@ -74,6 +74,8 @@ pub struct Plan {
     pub sequence: bool,
     /// Adds `utf8_active` where the opener asks for it.
     pub utf8: bool,
+    /// What it has counted as a cache.
+    pub cached: Option<CacheCounts>,
     /// Cannot be opened, and why.
     pub broken: Option<String>,
 }
@@ -87,6 +89,7 @@ impl Default for Plan {
             ready: false,
             sequence: true,
             utf8: true,
+            cached: None,
             broken: None,
         }
     }
@@ -129,6 +132,10 @@ impl Table for Fake {
 
     fn flags(&self) -> Flags {
         self.flags
+    }
+
+    fn cache_counts(&self) -> Option<CacheCounts> {
+        self.plan.cached
     }
 
     fn latency(&self) -> Latency {
