@@ -240,7 +240,7 @@ fn each_key_is_asked_for_once() -> Result<()> {
 fn no_answer_is_older_than_its_time_to_live() -> Result<()> {
     for refresh in ["0%", "50%"] {
         let backend = Backend::start(Says::Time);
-        let table = backend.cached(&format!("ttl=100ms refresh={refresh}"));
+        let table = backend.cached(&format!("ttl=400ms refresh={refresh}"));
         let Some(daemon) = start(&table)? else {
             return Ok(());
         };
@@ -250,7 +250,7 @@ fn no_answer_is_older_than_its_time_to_live() -> Result<()> {
         }
         let begun = Instant::now();
         let (mut lookups, mut oldest) = (0_usize, 0);
-        while begun.elapsed() < Duration::from_millis(1500) {
+        while begun.elapsed() < Duration::from_secs(2) {
             let asked_at = backend.state.begun.elapsed().as_millis();
             for peer in &mut peers {
                 peer.send(&request(&table, "time"))?;
@@ -271,7 +271,7 @@ fn no_answer_is_older_than_its_time_to_live() -> Result<()> {
             "refresh={refresh}: {lookups} lookups, {asked} questions, oldest answer {oldest} ms"
         );
         // A millisecond for the fractions that the server does not tell.
-        ensure!(oldest <= 101, "{oldest} ms");
+        ensure!(oldest <= 401, "{oldest} ms");
         ensure!(
             asked <= lookups / 2,
             "{asked} questions in {lookups} lookups"

@@ -114,10 +114,13 @@ fn bytes(value: &[u8]) -> Option<usize> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     fn of(list: &str) -> Result<(String, Settings), String> {
-        let name = TableName::parse(format!("cache:{list}").as_bytes()).unwrap();
+        let name = TableName::parse(format!("cache:{list}").as_bytes())
+            .map_err(|error| error.to_string())?;
         read(&name)
             .map(|(table, settings)| (table.to_string(), settings))
             .map_err(|error| error.to_string())
@@ -210,5 +213,21 @@ mod tests {
             of("{static:x, ttl=1, ttl=2}").unwrap_err(),
             "cache:{static:x, ttl=1, ttl=2}: ttl = 2: the key is there twice"
         );
+    }
+
+    proptest! {
+        #[test]
+        fn any_name_is_survived(
+            list in "(\\{|\\}|,| |ttl|refresh|max_bytes|max_entries|=|%|ms|[0-9a-zK:]|\u{e9}|\0){0,30}",
+            bytes in proptest::collection::vec(any::<u8>(), 1..40),
+        ) {
+            let _ = of(&list);
+            if let Ok((_, settings)) = of(&format!("{{static:x {list}}}")) {
+                prop_assert!(settings.refresh <= 100 && settings.max_entries >= 1);
+                prop_assert!(settings.max_bytes >= 1024 && settings.ttl <= LONGEST);
+            }
+            let name = [&b"cache:{static:x,"[..], &bytes, b"}"].concat();
+            let _ = read(&TableName::parse(&name).unwrap());
+        }
     }
 }
