@@ -29,6 +29,9 @@ pub struct Limits {
     /// `postkeep_buffer_memory_limit`: bytes that the unfinished requests and untaken replies of all clients hold
     /// together, those of less than 16 KiB not counted. Beyond it the client with the most is disconnected.
     pub buffer_memory: usize,
+    /// `postkeep_busy_wait_microseconds`: how long a worker whose clients ask again at once looks for the next request
+    /// before it goes to sleep; zero: it goes to sleep at once.
+    pub busy_wait: Duration,
     /// `postkeep_attribute_size_limit`, `postkeep_attribute_count_limit` and `postkeep_request_size_limit`.
     /// Beyond them the connection ends.
     pub requests: scan::Limits,
@@ -41,6 +44,7 @@ impl Default for Limits {
             user_clients: 50_000,
             request_rate: 1_000_000,
             buffer_memory: 256 << 20,
+            busy_wait: Duration::from_micros(25),
             requests: scan::Limits::default(),
         }
     }
@@ -51,6 +55,8 @@ impl Default for Limits {
 const SMALLEST_SIZE: i32 = 4096;
 /// More attributes than any request has.
 const FEWEST_ATTRIBUTES: i32 = 16;
+/// In microseconds: nobody's sleep costs more.
+const LONGEST_BUSY_WAIT: i32 = 1000;
 
 impl Limits {
     /// Reads the parameters.
@@ -59,16 +65,18 @@ impl Limits {
     /// A value that is no number, or outside its range.
     pub fn read(dictionary: &mut Dictionary, sink: &mut dyn Sink) -> Result<Self, Error> {
         let default = Self::default();
-        let mut number = |name, default: usize, min| {
+        let mut between = |name, default: usize, min, max| {
             let parameter = IntParameter {
                 name,
                 default: i32::try_from(default).unwrap_or(i32::MAX),
                 min,
-                max: 0,
+                max,
             };
             let value = dictionary.int(&parameter, &mut *sink)?;
             Ok(usize::try_from(value).unwrap_or(0))
         };
+        let busy_wait = between(BUSY_WAIT, 25, 0, LONGEST_BUSY_WAIT)?;
+        let mut number = |name, default, min| between(name, default, min, 0);
         let clients = number(CLIENTS, default.clients, 0)?;
         let user_clients = number(USER_CLIENTS, default.user_clients, 0)?;
         let rate = number(REQUEST_RATE, default.request_rate as usize, 0)?;
@@ -85,6 +93,7 @@ impl Limits {
             user_clients,
             request_rate: u32::try_from(rate).unwrap_or(u32::MAX),
             buffer_memory,
+            busy_wait: Duration::from_micros(u64::try_from(busy_wait).unwrap_or(0)),
             requests: scan::Limits {
                 name: default.requests.name,
                 value,
@@ -98,6 +107,7 @@ impl Limits {
 pub(crate) const CLIENTS: &str = "postkeep_client_limit";
 pub(crate) const USER_CLIENTS: &str = "postkeep_user_client_limit";
 pub(crate) const REQUEST_RATE: &str = "postkeep_request_rate_limit";
+pub(crate) const BUSY_WAIT: &str = "postkeep_busy_wait_microseconds";
 pub(crate) const BUFFER_MEMORY: &str = "postkeep_buffer_memory_limit";
 /// The parameter of [`scan::Limits::value`].
 pub const ATTRIBUTE_SIZE: &str = "postkeep_attribute_size_limit";

@@ -29,9 +29,11 @@ use crate::waker::{Wake, Waker};
 
 mod connection;
 mod deadlines;
+mod lookout;
 mod room;
 
 use connection::{Connection, Phase, Registered};
+use lookout::Lookout;
 
 /// The token of the worker's own bell.
 const BELL: u64 = u64::MAX;
@@ -68,6 +70,7 @@ pub(crate) struct Worker<S: Service> {
     most_held: usize,
     /// Those that can best be done without, as of a look at all; the first to go last.
     candidates: Vec<Candidate>,
+    lookout: Lookout,
 }
 
 impl<S: Service> Worker<S> {
@@ -90,6 +93,7 @@ impl<S: Service> Worker<S> {
             held: 0,
             most_held,
             candidates: Vec::new(),
+            lookout: Lookout::new(limits.busy_wait),
             service,
             shared,
             mailbox,
@@ -115,13 +119,7 @@ impl<S: Service> Worker<S> {
                 .peek()
                 .map(|Reverse((at, _))| at.saturating_duration_since(Instant::now()));
             self.mailbox.pulse.rest();
-            if let Err(error) = self.poller.wait(&mut events, limit) {
-                logging::fatal(format_args!(
-                    "epoll_wait: {}",
-                    postkeep_sys::error_text(&error)
-                ));
-            }
-            self.now = Instant::now();
+            self.wait(&mut events, limit);
             self.mailbox.pulse.begin(self.now);
             self.expire();
             for ready in events.ready() {
@@ -139,6 +137,41 @@ impl<S: Service> Worker<S> {
         self.mailbox.pulse.rest();
         self.mailbox.finished.store(true, Ordering::SeqCst);
         self.shared.bell.ring();
+    }
+
+    /// Waits for what comes next, at most for so long.
+    fn wait(&mut self, events: &mut Events, limit: Option<Duration>) {
+        let began = Instant::now();
+        let looking = self.lookout.pays(limit);
+        if looking {
+            loop {
+                self.poll(events, Some(Duration::ZERO));
+                self.now = Instant::now();
+                let passed = self.now - began;
+                if !events.ready().is_empty() {
+                    self.lookout.came(passed, true);
+                    return;
+                }
+                if !self.lookout.again(passed) {
+                    break;
+                }
+                std::thread::yield_now();
+            }
+        }
+        self.poll(events, limit);
+        self.now = Instant::now();
+        if !looking && !events.ready().is_empty() {
+            self.lookout.came(self.now - began, false);
+        }
+    }
+
+    fn poll(&self, events: &mut Events, limit: Option<Duration>) {
+        if let Err(error) = self.poller.wait(events, limit) {
+            logging::fatal(format_args!(
+                "epoll_wait: {}",
+                postkeep_sys::error_text(&error)
+            ));
+        }
     }
 
     fn obey(&mut self, message: Message) {

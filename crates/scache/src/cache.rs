@@ -55,6 +55,8 @@ pub struct Cache<H> {
     rules: Rules,
     endpoints: Labels<Endpoint>,
     destinations: Labels<Destination>,
+    /// The properties of sessions, and how many have each: those of one sender are mostly the same.
+    properties: Labels<u32>,
     sessions: Slab<Session<H>>,
     bindings: Slab<Binding>,
     /// The bindings by destination, endpoint and property.
@@ -102,6 +104,8 @@ pub struct Found<H> {
     pub handle: H,
     /// The property that was saved with the session.
     pub endpoint_property: Box<[u8]>,
+    /// [`Cache::is_watched`] was said of it.
+    pub watched: bool,
 }
 
 /// A session that was found by destination, and is not in the cache any more.
@@ -113,6 +117,8 @@ pub struct FoundDestination<H> {
     pub destination_property: Box<[u8]>,
     /// The property that was saved with the session.
     pub endpoint_property: Box<[u8]>,
+    /// [`Cache::is_watched`] was said of it.
+    pub watched: bool,
 }
 
 /// Why something was not saved. `H` comes back to the caller.
@@ -128,13 +134,14 @@ pub enum SaveError<H> {
 #[derive(Debug)]
 struct Session<H> {
     handle: H,
-    property: Box<[u8]>,
+    property: u32,
     endpoint: u32,
     older: u32,
     newer: u32,
     timer: u32,
     /// Tells it from others that have or had its number.
     generation: u32,
+    watched: bool,
 }
 
 #[derive(Debug)]
@@ -212,6 +219,7 @@ impl<H> Cache<H> {
             },
             endpoints: Labels::new(),
             destinations: Labels::new(),
+            properties: Labels::new(),
             sessions: Slab::new(),
             bindings: Slab::new(),
             same: HashTable::new(),
@@ -271,7 +279,9 @@ impl<H> Cache<H> {
         {
             self.end(soonest, Cause::Evicted);
         }
-        while self.bytes + property.len() + self.endpoints.cost(label) > bytes && self.evict() {}
+        while self.bytes + self.properties.cost(property) + self.endpoints.cost(label) > bytes
+            && self.evict()
+        {}
         let endpoint = self.endpoints.intern(label, &mut self.bytes);
         let session = self.append(now, due(now, ttl), endpoint, property, handle);
         self.statistics
@@ -298,11 +308,7 @@ impl<H> Cache<H> {
         let found = self
             .endpoints
             .find(label)
-            .and_then(|endpoint| self.take(endpoint, examine))
-            .map(|session| Found {
-                handle: session.handle,
-                endpoint_property: session.property,
-            });
+            .and_then(|endpoint| self.take(endpoint, examine));
         self.statistics.looked_up_endpoint(found.is_some());
         found
     }
@@ -334,13 +340,12 @@ impl<H> Cache<H> {
             if self.binding_timers.at(self.bindings[binding].timer) <= self.clock {
                 continue;
             }
-            found = self
-                .take(endpoint, examine)
-                .map(|session| FoundDestination {
-                    handle: session.handle,
-                    destination_property: self.bindings[binding].property.clone(),
-                    endpoint_property: session.property,
-                });
+            found = self.take(endpoint, examine).map(|found| FoundDestination {
+                handle: found.handle,
+                destination_property: self.bindings[binding].property.clone(),
+                endpoint_property: found.endpoint_property,
+                watched: found.watched,
+            });
         }
         self.statistics.looked_up_destination(found.is_some());
         found
@@ -378,6 +383,15 @@ impl<H> Cache<H> {
             .find(session.number)
             .filter(|found| found.generation == session.generation)
             .map(|found| &found.handle)
+    }
+
+    /// Somebody watches this session from now on, and is to be told when it is found.
+    pub fn is_watched(&mut self, session: SessionId) {
+        if let Some(found) = self.sessions.find_mut(session.number)
+            && found.generation == session.generation
+        {
+            found.watched = true;
+        }
     }
 
     /// Looks at a session of which something was heard, and ends it when it is dead; false when it is not in
@@ -505,17 +519,19 @@ impl<H> Cache<H> {
     ) -> SessionId {
         debug_assert!(now <= due, "time to live is not negative");
         let newest = self.endpoints[endpoint].sessions.newest;
+        let property = self.properties.intern(property, &mut self.bytes);
+        self.properties[property] += 1;
         self.generation = self.generation.checked_add(1).unwrap_or(1);
         let number = self.sessions.insert(Session {
             handle,
-            property: property.into(),
+            property,
             endpoint,
             older: newest,
             newer: NONE,
             timer: NONE,
             generation: self.generation,
+            watched: false,
         });
-        self.bytes += property.len();
         let record = &mut self.endpoints[endpoint];
         if newest == NONE {
             record.sessions.oldest = number;
@@ -540,7 +556,7 @@ impl<H> Cache<H> {
         &mut self,
         endpoint: u32,
         examine: &mut dyn FnMut(&H) -> Option<Death>,
-    ) -> Option<Session<H>> {
+    ) -> Option<Found<H>> {
         let ends = self.endpoints[endpoint].sessions;
         let mut next = match self.rules.order {
             Order::OldestFirst => ends.oldest,
@@ -558,7 +574,12 @@ impl<H> Cache<H> {
                 self.end(number, Cause::Dead(death));
             } else {
                 self.counters.found += 1;
-                return self.remove_session(number);
+                let endpoint_property = self.properties.text(session.property).into();
+                return self.remove_session(number).map(|session| Found {
+                    handle: session.handle,
+                    endpoint_property,
+                    watched: session.watched,
+                });
             }
         }
         None
@@ -616,7 +637,10 @@ impl<H> Cache<H> {
         let timer = self.sessions[number].timer;
         self.session_timers.stop(timer, &mut self.sessions);
         let session = self.sessions.remove(number)?;
-        self.bytes -= session.property.len();
+        self.properties[session.property] -= 1;
+        if self.properties[session.property] == 0 {
+            self.properties.forget(session.property, &mut self.bytes);
+        }
         let endpoint = &mut self.endpoints[session.endpoint];
         endpoint.count -= 1;
         match session.older {

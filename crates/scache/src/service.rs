@@ -47,9 +47,11 @@ pub trait SharedCache<H> {
         Ok(())
     }
 
-    /// A session was saved; called within [`SharedCache::with`], so before anybody can find it.
-    fn watch(&self, session: SessionId, handle: &H) {
+    /// A session was saved; called within [`SharedCache::with`], so before anybody can find it. True when
+    /// [`SharedCache::release`] is to be told of it; [`Cache::is_watched`] says the same later.
+    fn watch(&self, session: SessionId, handle: &H) -> bool {
         let _ = (session, handle);
+        false
     }
 
     /// Whether a session that was found has died; then the next one is looked for. Called outside of
@@ -59,7 +61,7 @@ pub trait SharedCache<H> {
         None
     }
 
-    /// A session was found, and goes to a client. Called outside of [`SharedCache::with`].
+    /// A session that is watched was found, and goes to a client. Called outside of [`SharedCache::with`].
     fn release(&self, handle: &H) {
         let _ = handle;
     }
@@ -510,7 +512,9 @@ fn execute<H>(
                 scache::reply_failure(outbox.buffer(), operation, Status::Fail);
                 return Stage::Request;
             };
-            cache.release(&found.handle);
+            if found.watched {
+                cache.release(&found.handle);
+            }
             scache::reply_endpoint(outbox.buffer(), Status::Ok, &found.endpoint_property);
             Stage::Ready(operation, found.handle)
         }
@@ -532,7 +536,9 @@ fn execute<H>(
                 scache::reply_failure(outbox.buffer(), operation, Status::Fail);
                 return Stage::Request;
             };
-            cache.release(&found.handle);
+            if found.watched {
+                cache.release(&found.handle);
+            }
             scache::reply_destination(
                 outbox.buffer(),
                 Status::Ok,
@@ -572,8 +578,9 @@ fn keep<H>(
         let saved = locked.save_endpoint(now, save.ttl, &save.label, &save.property, handle);
         if let Ok(session) = saved
             && let Some(handle) = locked.handle(session)
+            && cache.watch(session, handle)
         {
-            cache.watch(session, handle);
+            locked.is_watched(session);
         }
         saved
     });

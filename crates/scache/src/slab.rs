@@ -39,6 +39,13 @@ impl<T> Slab<T> {
         }
     }
 
+    pub(crate) fn find_mut(&mut self, number: u32) -> Option<&mut T> {
+        match self.slots.get_mut(number as usize) {
+            Some(Slot::Taken(value)) => Some(value),
+            Some(Slot::Free(_)) | None => None,
+        }
+    }
+
     /// Stores a value. The caller keeps the number of values below [`NONE`].
     pub(crate) fn insert(&mut self, value: T) -> u32 {
         self.taken += 1;

@@ -247,19 +247,23 @@ impl Kept {
             std::mem::take(&mut fresh.sessions)
         };
         for portion in sessions.chunks(BATCH) {
-            let state = self.lock();
+            let mut state = self.lock();
             for &session in portion {
-                if let Some(handle) = state.cache.handle(session) {
-                    self.add(session, handle);
+                if let Some(handle) = state.cache.handle(session)
+                    && self.add(session, handle)
+                {
+                    state.cache.is_watched(session);
                 }
             }
         }
         None
     }
 
-    fn add(&self, session: SessionId, handle: &OwnedFd) {
-        // One that the system cannot watch is still looked at before it is handed out.
-        let _ = self.poller.add(handle, session.token(), Interest::Read);
+    /// False when the system cannot watch it; it is still looked at before it is handed out.
+    fn add(&self, session: SessionId, handle: &OwnedFd) -> bool {
+        self.poller
+            .add(handle, session.token(), Interest::Read)
+            .is_ok()
     }
 
     /// Finds out what was heard of which session.
@@ -363,9 +367,9 @@ impl SharedCache<OwnedFd> for Kept {
         }
     }
 
-    fn watch(&self, session: SessionId, handle: &OwnedFd) {
+    fn watch(&self, session: SessionId, handle: &OwnedFd) -> bool {
         if !self.liveness {
-            return;
+            return false;
         }
         let now = Instant::now();
         let mut fresh = self.fresh.lock().unwrap_or_else(PoisonError::into_inner);
@@ -373,8 +377,7 @@ impl SharedCache<OwnedFd> for Kept {
         let alone = last.is_none_or(|last| now.saturating_duration_since(last) >= FRESH);
         if alone || fresh.sessions.len() >= MOST_FRESH {
             drop(fresh);
-            self.add(session, handle);
-            return;
+            return self.add(session, handle);
         }
         fresh.sessions.push(session);
         if fresh.due.is_none() {
@@ -382,6 +385,7 @@ impl SharedCache<OwnedFd> for Kept {
             drop(fresh);
             self.bell.ring();
         }
+        false
     }
 
     fn examine(&self, handle: &OwnedFd) -> Option<Death> {
@@ -389,10 +393,8 @@ impl SharedCache<OwnedFd> for Kept {
     }
 
     fn release(&self, handle: &OwnedFd) {
-        if self.liveness {
-            // The client has the connection open when our copy is closed, so that would not do.
-            let _ = self.poller.remove(handle);
-        }
+        // The client has the connection open when our copy is closed, so that would not do.
+        let _ = self.poller.remove(handle);
     }
 }
 

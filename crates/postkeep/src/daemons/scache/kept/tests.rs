@@ -56,7 +56,9 @@ impl Server {
             let saved = cache
                 .save_endpoint(self.now(), ttl, label, b"", session)
                 .unwrap();
-            self.kept.watch(saved, cache.handle(saved).unwrap());
+            if self.kept.watch(saved, cache.handle(saved).unwrap()) {
+                cache.is_watched(saved);
+            }
         });
         Ok(())
     }
@@ -69,7 +71,9 @@ impl Server {
                 .kept
                 .with(|cache| cache.find_endpoint(now, label, &mut |_| None))?;
             let Some(death) = self.kept.examine(&found.handle) else {
-                self.kept.release(&found.handle);
+                if found.watched {
+                    self.kept.release(&found.handle);
+                }
                 return Some(found.handle);
             };
             self.kept
