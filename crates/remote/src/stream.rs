@@ -93,6 +93,16 @@ async fn port(service: &str) -> Option<u16> {
     tokio::task::spawn_blocking(read).await.ok().flatten()
 }
 
+/// The port that a number or the name of a TCP service stands for. Reads services(5), so it belongs where tables are
+/// opened.
+pub fn service_port(service: &str) -> Option<u16> {
+    if !service.is_empty() && service.bytes().all(|byte| byte.is_ascii_digit()) {
+        return service.parse().ok();
+    }
+    let text = std::fs::read("/etc/services").ok()?;
+    port_in(&String::from_utf8_lossy(&text), service)
+}
+
 /// The port of a TCP service in the text of services(5).
 fn port_in(services: &str, name: &str) -> Option<u16> {
     services.lines().find_map(|line| {

@@ -41,7 +41,7 @@ fn types() -> impl Iterator<Item = &'static TableType> {
     table_types()
         .iter()
         .copied()
-        .filter(|kind| !["http", "proxy", "slow", "socketmap", "tcp"].contains(&kind.name))
+        .filter(|kind| !["http", "mysql", "proxy", "slow", "socketmap", "tcp"].contains(&kind.name))
 }
 
 fn open(
