@@ -52,6 +52,7 @@
 //! keys and limits share connections; with HTTP/2 there is one, and another when that fails.
 
 mod json;
+mod paced;
 mod rules;
 mod server;
 

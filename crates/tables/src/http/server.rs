@@ -25,6 +25,8 @@ use tokio::sync::oneshot;
 use tokio::time::{Instant, timeout};
 use tokio_rustls::TlsConnector;
 
+use super::paced::Paced;
+
 /// The most bytes that the headers of an answer may have.
 const HEADER_LIMIT: usize = 64 * 1024;
 
@@ -204,7 +206,7 @@ impl Server {
             // Until the server says how many it takes: more would be refused, and asked again elsewhere.
             .initial_max_send_streams(1)
             .max_header_list_size(HEADER_LIMIT.try_into().unwrap_or(u32::MAX))
-            .handshake(TokioIo::new(stream))
+            .handshake(TokioIo::new(Paced::new(stream)))
             .await
             .map_err(|error| reason(&error))?;
         let (end, mut ended) = oneshot::channel::<()>();
@@ -299,7 +301,7 @@ where
     let (sender, connection) = http1::Builder::new()
         .max_buf_size(HEADER_LIMIT)
         .max_headers(HEADER_COUNT)
-        .handshake(TokioIo::new(stream))
+        .handshake(TokioIo::new(Paced::new(stream)))
         .await
         .map_err(|error| reason(&error))?;
     let task = tokio::spawn(async move {
