@@ -6,7 +6,7 @@ use postkeep_table::{LookupError, TableName};
 
 use crate::config::{Config, ConfigError};
 use crate::domain::Domains;
-use crate::source::passes;
+use crate::source::{passes, passes_here};
 use crate::template::{Answer, Key, Needs, Template};
 
 /// The rules of one table.
@@ -80,6 +80,21 @@ impl Rules {
         key: &'k [u8],
     ) -> Result<Option<Key<'k>>, LookupError> {
         if !passes(&self.name, &self.domains, key).await? {
+            return Ok(None);
+        }
+        Ok(self.needs.key(table, key))
+    }
+
+    /// The same for tables whose lookups wait on a thread of their own.
+    ///
+    /// # Errors
+    /// That of a table in the filter.
+    pub fn key_here<'k>(
+        &self,
+        table: &TableName,
+        key: &'k [u8],
+    ) -> Result<Option<Key<'k>>, LookupError> {
+        if !passes_here(&self.name, &self.domains, key)? {
             return Ok(None);
         }
         Ok(self.needs.key(table, key))

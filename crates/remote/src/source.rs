@@ -71,30 +71,82 @@ pub trait Source: Send + Sync + 'static {
 pub async fn passes(name: &str, domains: &Domains, key: &[u8]) -> Result<bool, LookupError> {
     let mut verdict = domains.verdict(key);
     loop {
-        let index = match verdict {
-            Verdict::Pass => return Ok(true),
-            Verdict::Skip => return Ok(false),
+        let step = match Step::of(domains, &verdict, key) {
+            Ok(step) => step,
+            Err(decided) => return Ok(decided),
+        };
+        let found = runtime::ask(step.table, LIST_FLAGS, &step.domain).await;
+        verdict = step.told(name, domains, found.map(|found| found.is_some()), key)?;
+    }
+}
+
+/// The same for tables whose lookups wait on a thread of their own.
+///
+/// # Errors
+/// As of [`passes`].
+pub fn passes_here(name: &str, domains: &Domains, key: &[u8]) -> Result<bool, LookupError> {
+    let mut verdict = domains.verdict(key);
+    loop {
+        let step = match Step::of(domains, &verdict, key) {
+            Ok(step) => step,
+            Err(decided) => return Ok(decided),
+        };
+        let found = step.table.lookup(LIST_FLAGS, &step.domain, &mut Vec::new());
+        verdict = step.told(
+            name,
+            domains,
+            found.map(|outcome| outcome == Outcome::Done),
+            key,
+        )?;
+    }
+}
+
+/// A table of a filter that has to be asked.
+struct Step<'a> {
+    index: usize,
+    table: &'a Arc<dyn Table>,
+    domain: Vec<u8>,
+}
+
+impl<'a> Step<'a> {
+    /// What comes next, or what is decided already.
+    fn of(domains: &'a Domains, verdict: &Verdict, key: &[u8]) -> Result<Self, bool> {
+        let index = match *verdict {
+            Verdict::Pass => return Err(true),
+            Verdict::Skip => return Err(false),
             Verdict::Ask(index) => index,
         };
         let (Some(table), Some(domain)) = (domains.table(index), Domains::domain_of(key)) else {
-            return Ok(false);
+            return Err(false);
         };
-        // Elements are compared without regard to case, and tables hold small letters.
-        let domain = domain.to_ascii_lowercase();
-        let found = runtime::ask(table, LIST_FLAGS, &domain).await;
+        Ok(Self {
+            index,
+            table,
+            // Elements are compared without regard to case, and tables hold small letters.
+            domain: domain.to_ascii_lowercase(),
+        })
+    }
+
+    fn told(
+        &self,
+        name: &str,
+        domains: &Domains,
+        found: Result<bool, LookupError>,
+        key: &[u8],
+    ) -> Result<Verdict, LookupError> {
         let found = found.inspect_err(|error| {
             let text = error.to_string();
             if !text.is_empty() {
                 warn!("{text}");
             }
-            warn!("{name}: {}: table lookup problem", table.name());
+            warn!("{name}: {}: table lookup problem", self.table.name());
         });
         // What has been logged is not logged again.
         let found = found.map_err(|error| match error {
             LookupError::Config(_) => LookupError::Config(String::new()),
             _ => LookupError::Retry(String::new()),
         })?;
-        verdict = domains.told(index, found.is_some(), key);
+        Ok(domains.told(self.index, found, key))
     }
 }
 
@@ -236,7 +288,7 @@ mod tests {
         }
     }
 
-    #[tokio::test]
+    #[tokio::test(flavor = "multi_thread")]
     async fn filters_ask_their_tables() {
         let text = b"domain = a !fake:not fake:more\n".to_vec();
         let config = Config::parse(b"/t.cf", text, Release::V3_7).unwrap();
@@ -244,6 +296,10 @@ mod tests {
             Ok(fake(name.as_bytes()))
         })
         .unwrap();
+        for (key, wanted) in [(b"u@A", true), (b"u@X", false), (b"u@y", false)] {
+            let told = tokio::task::block_in_place(|| passes_here("/t.cf", &domains, key));
+            assert_eq!(told.unwrap(), wanted);
+        }
         let passes = |key: &'static [u8]| passes("/t.cf", &domains, key);
         assert!(passes(b"u@A").await.unwrap());
         assert!(!passes(b"u@X").await.unwrap());

@@ -41,10 +41,6 @@ impl TableConfig {
     }
 
     /// The configuration of this table: the file that is its name, or what begins with its name in main.cf.
-    #[cfg_attr(
-        not(test),
-        allow(dead_code, reason = "for types that have a configuration file")
-    )]
     pub(crate) fn of_table(request: &Request<'_>) -> Result<Self, OpenError> {
         let name = request.name.name();
         let main_cf = &request.context.main_cf;
@@ -65,15 +61,13 @@ impl TableConfig {
     }
 
     /// The key `domain`; tables in the list are opened.
-    #[cfg_attr(
-        not(test),
-        allow(dead_code, reason = "for types that have a configuration file")
-    )]
     pub(crate) fn domains(&self, request: &Request<'_>) -> Result<Domains, OpenError> {
         let domains = Domains::read(
             &self.config,
             &mut |path| {
-                let file = read(path).map_err(|error| error.to_string())?;
+                // The reference has another word for files in a list.
+                let file = read(path)
+                    .map_err(|error| error.to_string().replacen("open ", "open file ", 1))?;
                 Ok(file.text)
             },
             &mut |name| {
@@ -180,7 +174,7 @@ mod tests {
                 assert!(opened.watches().is_empty());
                 assert_eq!(
                     opened.domains(request).unwrap_err().to_string(),
-                    "open /no/list: No such file or directory"
+                    "open file /no/list: No such file or directory"
                 );
             },
         );
