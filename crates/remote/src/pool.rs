@@ -70,6 +70,9 @@ pub enum Fault {
     Stale(String),
     /// The server failed: it rests, and the next one is asked. The warning is logged.
     Host(String),
+    /// The server works and refuses the question: the next one is asked, and none rests. The warning is logged. When all
+    /// that can be asked refuse, that is an answer: the question is at fault.
+    Refused(String),
     /// The server answered, but the connection cannot be used any more. This is the outcome.
     Broken(LookupError),
     /// The server answered; the question is at fault, or what it is about. This is the outcome.
@@ -305,8 +308,15 @@ impl<B: Backend> Pool<B> {
         let mut tried = Vec::new();
         let mut stale = false;
         let mut reason = String::new();
+        let mut refused = false;
         loop {
-            let mut held = self.connection(&mut tried, &mut reason, deadline).await?;
+            let connected = self.connection(&mut tried, &mut reason, deadline).await;
+            let mut held = match connected {
+                Err(Refusal::Unreachable(_) | Refusal::Resting) if refused => {
+                    return Err(Refusal::Answered(LookupError::Retry(String::new())));
+                }
+                connected => connected?,
+            };
             let Some(inner) = held.inner.as_mut() else {
                 return Err(Refusal::Unreachable(reason));
             };
@@ -325,6 +335,13 @@ impl<B: Backend> Pool<B> {
                     return Err(Refusal::Answered(error));
                 }
                 Ok(Err(Fault::Broken(error))) => return Err(Refusal::Answered(error)),
+                Ok(Err(Fault::Refused(text))) => {
+                    self.put_back(held);
+                    warn!("{text}");
+                    refused = true;
+                    tried.push(index);
+                    continue;
+                }
                 Ok(Err(Fault::Stale(_))) if !stale => {
                     // A server that was started anew has closed the others, too.
                     stale = true;

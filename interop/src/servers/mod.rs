@@ -8,6 +8,7 @@
 
 pub mod certificates;
 pub mod mariadb;
+pub mod postgresql;
 pub mod process;
 pub mod web;
 
