@@ -5,11 +5,15 @@ use std::sync::Arc;
 
 use log::warn;
 use postkeep_table::{
-    Completion, Flags, Latency, LookupError, Outcome, Owner, Table, TableName, Watch, unsupported,
+    Completion, Cursor, Flags, Latency, LookupError, Outcome, Owner, Step, Table, TableName, Watch,
+    unsupported,
 };
 
 use crate::domain::{Domains, LIST_FLAGS, Verdict};
 use crate::runtime;
+
+/// A key and its value.
+pub type Entry = (Vec<u8>, Vec<u8>);
 
 /// A table behind a server; [`table`] makes a [`Table`] of it.
 ///
@@ -51,6 +55,17 @@ pub trait Source: Send + Sync + 'static {
         async move { Err(unsupported(self.name(), "delete")) }
     }
 
+    /// Moves a cursor, and gives it back with the entry that it then stands on; `None` at the end.
+    fn sequence(
+        self: Arc<Self>,
+        flags: Flags,
+        step: Step,
+        cursor: Cursor,
+    ) -> impl Future<Output = Result<(Cursor, Option<Entry>), LookupError>> + Send {
+        let _ = (flags, step, cursor);
+        async move { Err(unsupported(self.name(), "sequence")) }
+    }
+
     /// The files whose change makes this table stale: its configuration.
     fn watches(&self) -> Vec<Watch> {
         Vec::new()
@@ -71,7 +86,7 @@ pub trait Source: Send + Sync + 'static {
 pub async fn passes(name: &str, domains: &Domains, key: &[u8]) -> Result<bool, LookupError> {
     let mut verdict = domains.verdict(key);
     loop {
-        let step = match Step::of(domains, &verdict, key) {
+        let step = match Inquiry::of(domains, &verdict, key) {
             Ok(step) => step,
             Err(decided) => return Ok(decided),
         };
@@ -87,7 +102,7 @@ pub async fn passes(name: &str, domains: &Domains, key: &[u8]) -> Result<bool, L
 pub fn passes_here(name: &str, domains: &Domains, key: &[u8]) -> Result<bool, LookupError> {
     let mut verdict = domains.verdict(key);
     loop {
-        let step = match Step::of(domains, &verdict, key) {
+        let step = match Inquiry::of(domains, &verdict, key) {
             Ok(step) => step,
             Err(decided) => return Ok(decided),
         };
@@ -102,13 +117,13 @@ pub fn passes_here(name: &str, domains: &Domains, key: &[u8]) -> Result<bool, Lo
 }
 
 /// A table of a filter that has to be asked.
-struct Step<'a> {
+struct Inquiry<'a> {
     index: usize,
     table: &'a Arc<dyn Table>,
     domain: Vec<u8>,
 }
 
-impl<'a> Step<'a> {
+impl<'a> Inquiry<'a> {
     /// What comes next, or what is decided already.
     fn of(domains: &'a Domains, verdict: &Verdict, key: &[u8]) -> Result<Self, bool> {
         let index = match *verdict {
@@ -196,6 +211,25 @@ impl<S: Source> Table for Remote<S> {
 
     fn delete(&self, flags: Flags, key: &[u8]) -> Result<Outcome, LookupError> {
         runtime::wait(Arc::clone(&self.0).delete(flags, key.to_vec()))
+    }
+
+    fn sequence(
+        &self,
+        flags: Flags,
+        step: Step,
+        cursor: &mut Cursor,
+        key: &mut Vec<u8>,
+        value: &mut Vec<u8>,
+    ) -> Result<Outcome, LookupError> {
+        let walk = Arc::clone(&self.0).sequence(flags, step, cursor.clone());
+        let (moved, entry) = runtime::wait(walk)?;
+        *cursor = moved;
+        let Some((found_key, found_value)) = entry else {
+            return Ok(Outcome::Absent);
+        };
+        key.extend_from_slice(&found_key);
+        value.extend_from_slice(&found_value);
+        Ok(Outcome::Done)
     }
 
     fn watches(&self) -> Vec<Watch> {

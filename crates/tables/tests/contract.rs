@@ -44,6 +44,7 @@ fn types() -> impl Iterator<Item = &'static TableType> {
             "mysql",
             "pgsql",
             "proxy",
+            "redis",
             "slow",
             "socketmap",
             "sqlite",

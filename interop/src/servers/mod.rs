@@ -10,6 +10,7 @@ pub mod certificates;
 pub mod mariadb;
 pub mod postgresql;
 pub mod process;
+pub mod redis;
 pub mod web;
 
 use std::io::{Read as _, Write as _};
