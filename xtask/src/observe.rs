@@ -238,8 +238,12 @@ impl Counter {
         thread::sleep(Duration::from_millis(300));
         let result = work();
         let counter = i32::try_from(child.id()).ok().and_then(Process::from_raw);
-        kill_process(counter.context("strange process number")?, Signal::INT)?;
-        child.wait()?;
+        let counter = counter.context("strange process number")?;
+        // perf now and then misses the first one.
+        while child.try_wait()?.is_none() {
+            kill_process(counter, Signal::INT)?;
+            thread::sleep(Duration::from_millis(200));
+        }
         let result = result?;
         let text = fs::read_to_string(output.path())?;
         let calls = self
