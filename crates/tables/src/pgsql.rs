@@ -46,7 +46,9 @@
 //! References: `pgsql_table(5)`; Postfix `src/global/dict_pgsql.c`.
 
 mod connection;
+mod conninfo;
 mod encoding;
+mod login;
 mod report;
 mod target;
 mod wire;
@@ -67,10 +69,10 @@ use postkeep_remote::tls::{Check, Roots, Tls};
 use postkeep_table::{Flags, LookupError, OpenError, Owner, Table, TableName, Watch};
 use rustls::ClientConfig;
 
-use self::connection::{
-    ANSWER_LIMIT, Connection, Failure, NO_ENCODING, Outcome, Part, Prepared, Values,
-};
-use self::target::{Settings, SslMode, Target};
+use self::connection::{ANSWER_LIMIT, Connection, Failure, Outcome, Part, Values};
+use self::conninfo::Settings;
+use self::login::{NO_ENCODING, Prepared};
+use self::target::{SslMode, Target};
 use crate::table_config::{TableConfig, fault};
 use crate::table_type::{Capabilities, Request, TableType};
 
@@ -206,13 +208,13 @@ impl Login {
     /// What an entry of `hosts` stands for.
     fn target(&self, entry: &[u8], release: Release) -> (Host, Result<Target, String>) {
         let is_uri = entry.starts_with(b"postgresql:")
-            || (release >= Release::V3_10 && target::is_uri(entry));
+            || (release >= Release::V3_10 && conninfo::is_uri(entry));
         if is_uri {
             let host = Host {
-                text: target::masked(entry),
+                text: conninfo::masked(entry),
                 place: Place::Uri(text(entry)),
             };
-            return (host, target::parse(entry).and_then(Target::new));
+            return (host, conninfo::parse(entry).and_then(Target::new));
         }
         let rest = [&b"unix:"[..], b"inet:"]
             .iter()
@@ -237,9 +239,9 @@ impl Login {
 
     fn settings(&self, name: &[u8], port: &[u8]) -> Result<Settings, String> {
         // The name of a database may be a whole connection string.
-        let is_string = target::is_uri(&self.dbname) || self.dbname.contains(&b'=');
+        let is_string = conninfo::is_uri(&self.dbname) || self.dbname.contains(&b'=');
         let mut settings = if is_string {
-            target::parse(&self.dbname)?
+            conninfo::parse(&self.dbname)?
         } else {
             Settings::from([("dbname", self.dbname.clone())])
         };
