@@ -7,7 +7,8 @@
 use std::fs;
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -19,7 +20,7 @@ use postkeep_tables::{Context, Registry};
 use postkeep_testkit::Scratch;
 
 /// Longer than any limit here, shorter than those that nobody set.
-const SOON: Duration = Duration::from_secs(5);
+const SOON: Duration = Duration::from_secs(20);
 
 fn table(scratch: &Scratch, text: &str) -> Arc<dyn Table> {
     let file = scratch.path().join("t.cf");
@@ -83,7 +84,7 @@ fn a_server_that_stops_and_starts() {
         return;
     };
     let table = of(&server, "query = SELECT '%s'\n");
-    let slow = of(&server, "query = SELECT pg_sleep(60), '%s'\n");
+    let slow = of(&server, "query = SELECT pg_sleep(300), '%s'\n");
     server.stop();
     assert_eq!(ask(&table, b"before"), Answer::Retry);
     server.restart();
@@ -100,7 +101,7 @@ fn a_server_that_stops_and_starts() {
     // And in the middle of an answer.
     thread::scope(|scope| {
         let asked = scope.spawn(|| ask(&slow, b"d"));
-        let active = "SELECT count(*) FROM pg_stat_activity WHERE query LIKE '%pg_sleep(60)%' AND pid <> pg_backend_pid()";
+        let active = "SELECT count(*) FROM pg_stat_activity WHERE query LIKE '%pg_sleep(300)%' AND pid <> pg_backend_pid()";
         while server.execute("mail", active) != "1\n" {
             thread::sleep(Duration::from_millis(10));
         }
@@ -117,10 +118,10 @@ fn a_server_that_hangs() {
     let Some(server) = PostgreSql::start(&[]) else {
         return;
     };
-    let limits = "answer_timeout = 300ms\nconnect_timeout = 300ms\nquery = ";
+    let limits = "answer_timeout = 2s\nconnect_timeout = 2s\nquery = ";
     let table = of(
         &server,
-        &format!("{limits}SELECT '%s', pg_sleep(CASE '%s' WHEN 'slow' THEN 20 ELSE 0 END)\n"),
+        &format!("{limits}SELECT '%s', pg_sleep(CASE '%s' WHEN 'slow' THEN 60 ELSE 0 END)\n"),
     );
     assert_eq!(ask(&table, b"a"), found("a"));
     let begun = Instant::now();
@@ -186,6 +187,12 @@ fn connections_are_shared_and_leave_nothing() {
     ] {
         let marked = of(&server, &format!("{pool}{text}\n"));
         let used = value(&marked, b"f");
+        // It ends when the server has read the goodbye, whoever asks or does not ask afterwards.
+        let alive = format!("SELECT count(*) FROM pg_stat_activity WHERE pid = {used}");
+        let begun = Instant::now();
+        while server.execute("mail", &alive) != "0\n" {
+            assert!(begun.elapsed() < SOON, "{text}");
+        }
         assert_ne!(value(&pid, b"g"), used);
     }
     let copied = of(
@@ -194,11 +201,6 @@ fn connections_are_shared_and_leave_nothing() {
     );
     assert_eq!(ask(&copied, b"h"), Answer::Retry);
     assert!(!value(&pid, b"i").is_empty());
-    let open = server.execute(
-        "mail",
-        "SELECT count(*) FROM pg_stat_activity WHERE state LIKE 'idle in%'",
-    );
-    assert_eq!(open, "0\n");
     // Many at once, over few connections.
     let busy = of(&server, &format!("{pool}SELECT '%s' FROM pg_sleep(0.02)\n"));
     let mut peak = 0;
@@ -444,7 +446,7 @@ fn servers_that_lie() {
             let directory = scratch.directory(&number.to_string(), 0o755).unwrap();
             let text = format!(
                 "hosts = 127.0.0.1:{}\nuser = u\npassword = p\ndbname = d\nsslmode = disable\nencoding = UTF8\n\
-                 connect_timeout = 500ms\nanswer_timeout = 500ms\nquery = SELECT '%s'\n",
+                 connect_timeout = 2s\nanswer_timeout = 2s\nquery = SELECT '%s'\n",
                 server.port
             );
             scope.spawn(move || {
@@ -471,6 +473,52 @@ fn servers_that_lie() {
             });
         }
     });
+    // Ends the first connection when it is asked.
+    let count = AtomicUsize::new(0);
+    let server = Server::start({
+        let (hello, set, good) = (hello.clone(), set.clone(), good.clone());
+        move |client| {
+            let first = count.fetch_add(1, Ordering::SeqCst) == 0;
+            let end = if first { Vec::new() } else { good.clone() };
+            let mut script = vec![hello.clone(), set.clone(), end];
+            for said in script.drain(..) {
+                let mut client = &client;
+                if !client.read(&mut [0; 4096]).is_ok_and(|length| length > 0) || said.is_empty() {
+                    return;
+                }
+                client.write_all(&said).unwrap();
+            }
+            let _ = (&client).read(&mut [0; 4096]);
+        }
+    });
+    let text = format!(
+        "hosts = 127.0.0.1:{}\nuser = u\ndbname = d\nsslmode = disable\nquery = SELECT '%s'\n",
+        server.port
+    );
+    assert_eq!(ask(&table(&scratch, &text), b"k"), found("v"));
+    assert_eq!(server.total(), 2);
+    // Asks for the password itself once SCRAM has begun.
+    let heard = Arc::new(Mutex::new(Vec::new()));
+    let server = Server::start({
+        let heard = Arc::clone(&heard);
+        move |mut client| {
+            for said in [
+                &message(b'R', b"\0\0\0\x0aSCRAM-SHA-256\0\0"),
+                &message(b'R', &[0, 0, 0, 3]),
+            ] {
+                let _ = read_some(&mut client) && client.write_all(said).is_ok();
+            }
+            // What answers the first request is taken here, too.
+            let _ = client.read_to_end(&mut heard.lock().unwrap());
+        }
+    });
+    let text = format!(
+        "hosts = 127.0.0.1:{}\nuser = u\npassword = hush\ndbname = d\nsslmode = disable\nconnect_timeout = 1s\nquery = SELECT 1\n",
+        server.port
+    );
+    assert_eq!(ask(&table(&scratch, &text), b"k"), Answer::Retry);
+    let heard = heard.lock().unwrap();
+    assert!(!heard.windows(4).any(|window| window == b"hush"));
     // Agrees to TLS, and does not speak it; or speaks before it was begun.
     for said in [&b"S"[..], b"SHTTP/1.1 400 Bad Request\r\n\r\n", b"?", b""] {
         let server = Server::start(move |mut client| {
@@ -479,7 +527,7 @@ fn servers_that_lie() {
             let _ = client.write_all(b"nonsense nonsense nonsense");
         });
         let text = format!(
-            "hosts = 127.0.0.1:{}\nuser = u\ndbname = d\nsslmode = require\nconnect_timeout = 500ms\nquery = SELECT 1\n",
+            "hosts = 127.0.0.1:{}\nuser = u\ndbname = d\nsslmode = require\nconnect_timeout = 1s\nquery = SELECT 1\n",
             server.port
         );
         let begun = Instant::now();

@@ -231,10 +231,9 @@ impl Connection {
         }
     }
 
-    /// Can it be asked again?
+    /// Can it be asked again? The server has not closed it, nor said anything that nobody asked for.
     pub(super) fn is_usable(&self) -> bool {
-        let quiet = self.channel.as_ref().is_some_and(Channel::is_quiet);
-        self.idle && !self.spoiled && quiet
+        self.channel.as_ref().is_some_and(Channel::is_quiet)
     }
 
     /// Closes it when it cannot be asked again: nothing of it, such as locks, is left meanwhile.
