@@ -21,6 +21,8 @@ enum Mode {
     Fails,
     /// Says no.
     Denies,
+    /// Says no, which another one might not.
+    Rejects,
 }
 
 #[derive(Default)]
@@ -102,6 +104,7 @@ impl Backend for Fake {
                 Err(Fault::Stale("closed".to_owned()))
             }
             Mode::Fails => Err(Fault::Host("query failed".to_owned())),
+            Mode::Rejects => Err(Fault::Refused("no".to_owned())),
             Mode::Denies => Err(Fault::Answer(LookupError::Config("no".to_owned()))),
             Mode::Silent | Mode::Hangs | Mode::Refuses => std::future::pending().await,
         }
@@ -421,4 +424,46 @@ async fn counts_hold_whatever_happens() {
     sleep(Duration::from_secs(2)).await;
     assert_eq!(pool.stats().connections, 0);
     assert!(pool.ask(&()).await.is_ok());
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_one_refuses_is_asked_of_the_next_and_none_rests() {
+    let limits = Limits {
+        breaker_failures: 1,
+        ..Limits::default()
+    };
+    let servers = [("/a", Mode::Rejects), ("b", Mode::Up(1))];
+    let (world, pool) = pool(&servers, limits.clone());
+    for _ in 0..3 {
+        assert_eq!(pool.ask(&()).await.unwrap(), "b");
+    }
+    // Who answered is asked first from then on; the other's connection is kept.
+    let (connects, asked) = {
+        let world = world.lock().unwrap();
+        (world.connects.clone(), world.asked)
+    };
+    assert_eq!(connects, ["/a", "b"]);
+    assert_eq!(asked, 4);
+    assert_eq!(pool.stats().idle, 2);
+    // When all refuse, that is an answer, and the breaker stays closed.
+    world
+        .lock()
+        .unwrap()
+        .modes
+        .insert("b".to_owned(), Mode::Rejects);
+    for _ in 0..3 {
+        assert!(matches!(
+            pool.ask(&()).await,
+            Err(Refusal::Answered(LookupError::Retry(_)))
+        ));
+    }
+    assert!(pool.stats().closed);
+    // So it is when the others cannot be reached.
+    let (_, pool) = self::pool(&[("/a", Mode::Rejects), ("b", Mode::Refuses)], limits);
+    for _ in 0..2 {
+        assert!(matches!(
+            pool.ask(&()).await,
+            Err(Refusal::Answered(LookupError::Retry(_)))
+        ));
+    }
 }
