@@ -1,7 +1,7 @@
 //! What tables behind a server share.
 //!
 //! Pure: [`config`] reads a table's configuration, [`template`] makes queries and results, [`domain`] filters keys,
-//! [`socketmap`] and [`tcp_table`] are wire forms. They see no socket, no clock and no file.
+//! [`memcache`], [`socketmap`] and [`tcp_table`] are wire forms. They see no socket, no clock and no file.
 //!
 //! Pure as well, with the time as an argument: [`breaker`] and [`hosts`], and [`limits`], which names the keys.
 //!
@@ -28,6 +28,7 @@ pub mod config;
 pub mod domain;
 pub mod hosts;
 pub mod limits;
+pub mod memcache;
 pub mod pool;
 pub mod rules;
 pub mod runtime;

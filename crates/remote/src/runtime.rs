@@ -140,6 +140,20 @@ pub fn aside(work: impl FnOnce() + Send + 'static) {
     }
 }
 
+/// Does something to any table from within a lookup that may take its time, on a thread that can wait.
+///
+/// # Errors
+/// Those of the table, and [`LookupError::Retry`] when the work was lost.
+pub async fn on_thread<T: Send + 'static>(
+    table: &Arc<dyn Table>,
+    work: impl FnOnce(&dyn Table) -> Result<T, LookupError> + Send + 'static,
+) -> Result<T, LookupError> {
+    let table = Arc::clone(table);
+    tokio::task::spawn_blocking(move || work(&*table))
+        .await
+        .unwrap_or_else(|_| Err(LookupError::Retry(String::new())))
+}
+
 /// Asks any table from within a lookup, without holding up other lookups.
 ///
 /// # Errors

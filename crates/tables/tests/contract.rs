@@ -48,6 +48,7 @@ fn types() -> impl Iterator<Item = &'static TableType> {
             "slow",
             "socketmap",
             "sqlite",
+            "memcache",
             "tcp",
         ]
         .contains(&kind.name)

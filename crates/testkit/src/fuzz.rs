@@ -36,7 +36,7 @@ use postkeep_wire::scan::{Limits, Progress, ScanFlags, Scanner, Stop, Value, Wan
 use postkeep_wire::{Encoding, End, proxymap, scache};
 
 pub use patterns::pattern_rules;
-pub use remote::{socketmap_replies, table_cf, table_templates, tcp_replies};
+pub use remote::{memcache_replies, socketmap_replies, table_cf, table_templates, tcp_replies};
 pub use tables::{cidr_rules, table_lists};
 
 /// The name of a target and its body.
@@ -51,6 +51,7 @@ pub const TARGETS: &[Target] = &[
     ("http_rules", http_rules),
     ("lmdb_file", lmdb_file),
     ("main_cf", main_cf),
+    ("memcache_replies", memcache_replies),
     ("pattern_rules", pattern_rules),
     ("proxymap_requests", proxymap_requests),
     ("scache_conversation", scache_conversation),

@@ -8,6 +8,7 @@
 
 pub mod certificates;
 pub mod mariadb;
+pub mod memcached;
 pub mod postgresql;
 pub mod process;
 pub mod redis;

@@ -136,3 +136,33 @@ pub fn tcp_replies(data: &[u8]) {
         }
     }
 }
+
+/// Answers of memcached: what is read of them stays within its limits, and in the answer.
+pub fn memcache_replies(data: &[u8]) {
+    use postkeep_remote::memcache::{Found, Limits, found, is_key, line, set};
+    let limits = Limits { line: 20, data: 30 };
+    if let Ok(Some((text, consumed))) = line(data, limits.line) {
+        assert!(text.len() <= limits.line && consumed <= data.len());
+        assert!(!text.contains(&b'\n'));
+    }
+    if let Ok(Some((answer, consumed))) = found(data, limits) {
+        assert!(consumed <= data.len());
+        match answer {
+            Found::Value { value, .. } => assert!(value.len() <= limits.data),
+            Found::Unexpected(text) => assert!(text.len() <= limits.line),
+            Found::Absent | Found::Broken => {}
+        }
+    }
+    let (key, value) = data.split_at(data.len() / 2);
+    if is_key(key, false) {
+        let mut request = Vec::new();
+        set(key, 0, 0, value, &mut request);
+        // The key ends nothing: the first line is one of five words.
+        let (head, length) = line(&request, request.len())
+            .ok()
+            .flatten()
+            .unwrap_or_default();
+        assert_eq!(head.split(|&byte| byte == b' ').count(), 5);
+        assert_eq!(length + value.len() + 2, request.len());
+    }
+}
