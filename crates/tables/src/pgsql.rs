@@ -41,7 +41,8 @@
 //! `port`, `user`, `password`, `dbname`, `sslmode`, `sslrootcert`, `sslcert`, `sslkey`, `connect_timeout`, `options`,
 //! `application_name` and `target_session_attrs`, and several hosts; parameters that would make a connection safer and are
 //! not known, such as `requirepeer`, are refused. Variables of the environment and files in a home directory are not
-//! looked at. Passwords in URIs are not logged.
+//! looked at. Passwords in URIs are not logged. A statement that takes longer than `answer_timeout` is not
+//! cancelled in the server, which may have a `statement_timeout` (`options=-c statement_timeout=...`).
 //!
 //! References: `pgsql_table(5)`; Postfix `src/global/dict_pgsql.c`.
 
