@@ -381,6 +381,40 @@ fn a_walk_has_each_entry_once() {
     assert_eq!(step_of(&mut cursor, Step::Next).unwrap(), Outcome::Absent);
 }
 
+/// A server that answers a command by what `answer` says of it.
+fn scripted(answer: impl Fn(&str) -> String + Send + Sync + 'static) -> Server {
+    Server::start(move |mut client| {
+        let mut input = [0; 1000];
+        while let Ok(count @ 1..) = client.read(&mut input) {
+            let question = String::from_utf8_lossy(&input[..count]);
+            if client.write_all(answer(&question).as_bytes()).is_err() {
+                return;
+            }
+        }
+    })
+}
+
+#[test]
+fn keys_that_a_server_repeats_come_once() {
+    let server = scripted(|question| {
+        let list = |position, keys: [&str; 3]| {
+            let keys = keys.map(|key| format!("${}\r\n{key}\r\n", key.len()));
+            format!("*2\r\n$1\r\n{position}\r\n*3\r\n{}", keys.concat())
+        };
+        match question {
+            scan if scan.contains("SCAN\r\n$1\r\n0\r\n") => list(7, ["c:a", "c:b", "c:a"]),
+            scan if scan.contains("SCAN\r\n$1\r\n7\r\n") => list(0, ["c:b", "c:d", "c:e"]),
+            // It has vanished meanwhile.
+            value if value.contains("c:e") => "$0\r\n\r\n".to_owned(),
+            _ => "$1\r\nv\r\n".to_owned(),
+        }
+    });
+    let text = format!("hosts = 127.0.0.1:{}\ncleanup_lease = 0\n", server.port);
+    let found = walk(&cache(&text));
+    let keys: Vec<_> = found.keys().map(|key| &key[..]).collect();
+    assert_eq!(keys, [b"a", b"b", b"d"]);
+}
+
 #[test]
 fn one_cleaner_keeps_all_others_away() {
     let Some(redis) = Redis::start(&[]) else {
@@ -702,6 +736,19 @@ fn sentinels_tell_who_has_the_data() {
     ));
     assert_eq!(ask(&unknown, b"k"), "retry");
     watched.servers[1].wait_for(&[b"GET", b"c:k"], "v");
+    // Whom a sentinel names has to be the master.
+    let replica = watched.servers[1].port.to_string();
+    let outdated = scripted(move |_| {
+        let port = &replica;
+        format!("*2\r\n$9\r\n127.0.0.1\r\n${}\r\n{port}\r\n", port.len())
+    });
+    let text = format!(
+        "key_format = c:%s\nsentinel_master = mail\nhosts = 127.0.0.1:{}",
+        outdated.port
+    );
+    assert_eq!(ask(&reading(&format!("{text}\n")), b"k"), "retry");
+    let text = format!("{text} 127.0.0.1:{}\n", watched.port);
+    assert_eq!(ask(&reading(&text), b"k"), "=v");
     // The master dies: lookups are told to come again until there is another one.
     watched.servers[0].process.kill();
     wait_until("another master", || match &ask(&table, b"k")[..] {
