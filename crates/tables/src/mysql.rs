@@ -72,7 +72,7 @@ use postkeep_table::{Flags, LookupError, OpenError, Owner, Printable, Table, Tab
 use tokio::net::lookup_host;
 use tokio_rustls::rustls::ClientConfig;
 
-use crate::mysql::connection::{Connection, Found, Login, Trouble};
+use crate::mysql::connection::{Connection, Found, Login, Stage, Trouble};
 use crate::mysql::option_file::Options;
 use crate::mysql::quote::Charset;
 use crate::mysql::settings::Settings;
@@ -163,7 +163,11 @@ impl Source for Mysql {
         _: Flags,
         key: Vec<u8>,
     ) -> Result<Option<Vec<u8>>, LookupError> {
-        let Some(key) = self.rules.key(&self.name, &key).await? else {
+        let passed = self.rules.key(&self.name, &key).await.inspect_err(|_| {
+            let key = Printable(&key);
+            warn!("{} 'domain' pattern match failed for '{key}'", self.name);
+        });
+        let Some(key) = passed? else {
             return Ok(None);
         };
         if !self.charset.accepts(key.whole()) {
@@ -279,8 +283,14 @@ impl Servers {
     }
 
     /// What a failed statement means for its server.
-    fn judge(question: &Question, error: &ServerError) -> Fault {
-        let warning = question.failed(&Printable(&error.message));
+    fn judge(question: &Question, error: &ServerError, stage: Stage) -> Fault {
+        let call = match stage {
+            Stage::Statement => "",
+            Stage::Rows => " (mysql_store_result)",
+            Stage::Next => " (mysql_next_result)",
+        };
+        let why = Printable(&error.message);
+        let warning = format!("{}: query failed{call}: {why}", question.table);
         match (error.code, &error.state[..]) {
             // Shut down, killed, idle for too long: another connection may do.
             (1053 | 1927 | 4031, _) => Fault::Stale(warning),
@@ -365,7 +375,7 @@ impl Backend for Servers {
                 );
                 Err(Fault::Answer(retry()))
             }
-            Err(Trouble::Server(error)) => Err(Self::judge(question, &error)),
+            Err(Trouble::Server(error, stage)) => Err(Self::judge(question, &error, stage)),
             Err(Trouble::Lost(_)) => Err(Fault::Stale(
                 question.failed(&"Lost connection to server during query"),
             )),

@@ -51,7 +51,7 @@ pub(super) enum Trouble {
     Tls(String),
     /// The server says so.
     #[error("{}", postkeep_table::Printable(&.0.message))]
-    Server(ServerError),
+    Server(ServerError, Stage),
     /// The server does not keep to the protocol.
     #[error("{0}")]
     Protocol(&'static str),
@@ -61,6 +61,17 @@ pub(super) enum Trouble {
     /// More than one result with columns.
     #[error("multiple result sets returning data are not supported")]
     SeveralSets,
+}
+
+/// When in a statement the server says that it fails; what the reference calls it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Stage {
+    /// Before any result.
+    Statement,
+    /// Among the rows of a result.
+    Rows,
+    /// After a result.
+    Next,
 }
 
 impl From<Malformed> for Trouble {
@@ -318,9 +329,11 @@ impl Connection {
         self.write(&command).await?;
         let mut found = Found::default();
         let mut size = 0;
+        let mut stage = Stage::Statement;
         loop {
             self.read().await?;
-            self.failed()?;
+            self.failed(stage)?;
+            stage = Stage::Next;
             if self.packet.first() == Some(&0) {
                 self.status = status_of_ok(&self.packet)?;
             } else {
@@ -353,15 +366,16 @@ impl Connection {
     ) -> Result<(), Trouble> {
         for _ in 0..columns {
             self.read().await?;
-            self.failed()?;
+            self.failed(Stage::Rows)?;
         }
         self.read().await?;
+        self.failed(Stage::Rows)?;
         if !is_end(&self.packet) {
             return Err(Malformed.into());
         }
         loop {
             self.read().await?;
-            self.failed()?;
+            self.failed(Stage::Rows)?;
             if is_end(&self.packet) {
                 self.status = status_of_end(&self.packet)?;
                 return Ok(());
@@ -381,16 +395,20 @@ impl Connection {
     }
 
     /// An error in reply to a statement, after which the connection can be used.
-    fn failed(&mut self) -> Result<(), Trouble> {
-        let refused = self.refused();
+    fn failed(&mut self, stage: Stage) -> Result<(), Trouble> {
+        let refused = self.error(stage);
         self.quiet = refused.is_err();
         refused
     }
 
-    /// Is the packet an error?
+    /// Is the packet an error, before there are statements?
     fn refused(&self) -> Result<(), Trouble> {
+        self.error(Stage::Statement)
+    }
+
+    fn error(&self, stage: Stage) -> Result<(), Trouble> {
         if self.packet.first() == Some(&0xff) {
-            return Err(Trouble::Server(ServerError::parse(&self.packet)?));
+            return Err(Trouble::Server(ServerError::parse(&self.packet)?, stage));
         }
         Ok(())
     }
