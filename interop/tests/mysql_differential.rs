@@ -92,7 +92,7 @@ impl Pair {
     }
 
     fn same(&self, cases: &[(String, &str)]) {
-        for some in cases.chunks(16) {
+        for some in cases.chunks(32) {
             thread::scope(|scope| {
                 for (table, key) in some {
                     scope.spawn(move || {
@@ -404,13 +404,7 @@ fn configurations() {
         pair.server.port
     );
     write_old(&file, [text, more].concat().as_bytes());
-    for (table, key) in [
-        ("mysql:m", "one"),
-        ("mysql:bad", "one"),
-        ("mysql:none", "one"),
-    ] {
-        pair.same(&[(table.to_owned(), key)]);
-    }
+    pair.same(&["m", "bad", "none"].map(|name| (format!("mysql:{name}"), "one")));
 }
 
 #[test]
@@ -445,6 +439,28 @@ fn servers_that_fail() {
         "user = u\npassword = p\ndbname = nowhere\n",
     ] {
         cases.push((table(&mut pair, &here, &format!("{login}{SELECT}")), "one"));
+    }
+    // Other ways to prove a password, and two in a row.
+    pair.server.execute(
+        "INSTALL SONAME 'auth_ed25519';
+         CREATE USER ed IDENTIFIED VIA ed25519 USING PASSWORD('p'); GRANT ALL ON mail.* TO ed;
+         CREATE USER either IDENTIFIED VIA unix_socket OR ed25519 USING PASSWORD('p') OR mysql_native_password USING PASSWORD('q');
+         GRANT ALL ON mail.* TO either; CREATE USER open_; GRANT ALL ON mail.* TO open_;",
+    );
+    for login in [
+        "user = ed\npassword = p\n",
+        "user = ed\npassword = q\n",
+        "user = ed\n",
+        "user = either\npassword = p\n",
+        "user = either\npassword = q\n",
+        "user = either\npassword = r\n",
+        "user = open_\n",
+        "user = open_\npassword = p\n",
+    ] {
+        for place in [&here, &format!("unix:{socket}")] {
+            let rest = format!("{login}dbname = mail\n{SELECT}");
+            cases.push((table(&mut pair, place, &rest), "one"));
+        }
     }
     pair.same(&cases);
     // A password in the option file; there the port, too.

@@ -105,6 +105,8 @@ struct Run {
     connections: u64,
     idle: Duration,
     busy: Duration,
+    /// In a process that has nothing else to do: what is the machine's.
+    apart: Duration,
 }
 
 fn programs(implementation: Implementation, server: &MariaDb, keys: usize) -> Result<Option<Run>> {
@@ -119,6 +121,11 @@ fn programs(implementation: Implementation, server: &MariaDb, keys: usize) -> Re
         return Ok(None);
     };
     let table = format!("mysql:{}", postfix.table("m.cf").display());
+    let local = stand_in::Plan::new(Implementation::Postkeep, "proxymap")
+        .parameter("proxy_read_maps", "proxy:inline:{k=local}")
+        .start()?;
+    let Some(local) = local else { return Ok(None) };
+    let mut other = local.connect_and_greet()?;
     let mut peer = Peer::connect(&postfix.scratch().join("queue/private/proxymap"))?;
     peer.read_list()?;
     let (idle, _) = witness(&mut peer, |count| count == if full() { 2000 } else { 100 })?;
@@ -128,15 +135,17 @@ fn programs(implementation: Implementation, server: &MariaDb, keys: usize) -> Re
     let before = server.status("Com_select");
     let all = u64::try_from(PROGRAMS * keys)?;
     let over = AtomicBool::new(false);
-    let (rate, busy) = thread::scope(|scope| -> Result<_> {
+    let (rate, busy, apart) = thread::scope(|scope| -> Result<_> {
         let programs: Vec<_> = (0..PROGRAMS)
             .map(|number| {
                 let (postfix, table) = (&postfix, &table);
                 scope.spawn(move || program(postfix, table, number, keys))
             })
             .collect();
-        let busy =
-            scope.spawn(|| witness(&mut peer, |count| count > 9 && over.load(Ordering::Relaxed)));
+        let (over, peer, other) = (&over, &mut peer, &mut other);
+        let enough = move |count| count > 9 && over.load(Ordering::Relaxed);
+        let busy = scope.spawn(move || witness(peer, enough));
+        let apart = scope.spawn(move || witness(other, enough));
         // From when a quarter is done to when three are: without beginning and end of the programs.
         let mut times = Vec::new();
         for part in [1, 3] {
@@ -153,11 +162,13 @@ fn programs(implementation: Implementation, server: &MariaDb, keys: usize) -> Re
             .collect();
         over.store(true, Ordering::Relaxed);
         let (busy, _) = busy.join().unwrap()?;
+        let (apart, _) = apart.join().unwrap()?;
         results.into_iter().collect::<Result<()>>()?;
         let answered = u32::try_from(times[1].1 - times[0].1)?;
         Ok((
             f64::from(answered) / (times[1].0 - times[0].0).as_secs_f64(),
             busy,
+            apart,
         ))
     })?;
     Ok(Some(Run {
@@ -165,6 +176,7 @@ fn programs(implementation: Implementation, server: &MariaDb, keys: usize) -> Re
         connections: server.status("Max_used_connections"),
         idle,
         busy,
+        apart,
     }))
 }
 
@@ -185,10 +197,11 @@ fn real_programs_keep_all_connections_busy() -> Result<()> {
             connections,
             idle,
             busy,
+            apart,
         } = run;
         println!(
             "{implementation:?}: {PROGRAMS} x {keys} lookups of {ANSWER:?}: {rate:.0}/s, {:.2} of {POOL} connections' best; \
-             at most {connections} connections; p99 of a local table {idle:?} idle, {busy:?} beside",
+             at most {connections} connections; p99 of a local table {idle:?} idle, {busy:?} beside, {apart:?} in another process",
             rate * ANSWER.as_secs_f64() / f64::from(u32::try_from(POOL)?)
         );
         if implementation == Implementation::Postkeep {
