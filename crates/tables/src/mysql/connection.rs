@@ -287,7 +287,7 @@ impl Connection {
                 [0xfe, ref rest @ ..] => {
                     let mut reader = Reader(rest);
                     method = another_method(reader.until_nul()?, secret)?;
-                    nonce = reader.0.strip_suffix(&[0]).unwrap_or(reader.0).to_vec();
+                    nonce = nonce_of(reader.0).to_vec();
                     &nonce
                 }
                 [1, ref rest @ ..] => rest,
@@ -501,6 +501,14 @@ fn another_method(name: &[u8], secret: bool) -> Result<AuthProc, Trouble> {
     AuthProc::init(&plugin).map_err(|_| UNKNOWN_METHOD)
 }
 
+/// What a password is mixed with, 20 or 32 bytes, without the NUL that may follow; a last byte of 32 may be one, too.
+fn nonce_of(data: &[u8]) -> &[u8] {
+    match data {
+        [nonce @ .., 0] if [20, 32].contains(&nonce.len()) => nonce,
+        all => all,
+    }
+}
+
 /// What a way of authentication wants to know.
 #[derive(Clone, Copy)]
 struct Proof<'a> {
@@ -547,4 +555,17 @@ fn flags(abilities: u32) -> CapabilityFlags {
 
 fn packet_limit() -> u32 {
     u32::try_from(PACKET_LIMIT).unwrap_or(u32::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::nonce_of;
+
+    #[test]
+    fn a_nonce_may_end_with_a_nul() {
+        for (length, wanted) in [(20, 20), (21, 20), (32, 32), (33, 32), (0, 0)] {
+            assert_eq!(nonce_of(&vec![0; length]).len(), wanted);
+        }
+        assert_eq!(nonce_of(&[1; 21]).len(), 21);
+    }
 }
