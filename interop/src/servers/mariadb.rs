@@ -68,10 +68,15 @@ impl MariaDb {
         give_to(USER, &home).unwrap();
         let text = |name: &str| home.join(name).to_str().unwrap().to_owned();
         let data = format!("--datadir={}", text("data"));
+        // Each server removes at its start the temporary tables of all others that use the same directory.
+        let temporary = scratch.directory("home/tmp", 0o755).unwrap();
+        give_to(USER, &temporary).unwrap();
+        let temporary = format!("--tmpdir={}", temporary.display());
         let mut words = vec!["mariadb-install-db"];
         words.extend(OPTIONS);
         words.extend([
             &data[..],
+            &temporary,
             "--auth-root-authentication-method=normal",
             "--skip-test-db",
         ]);
@@ -91,7 +96,7 @@ impl MariaDb {
         ];
         let mut words = vec!["mariadbd"];
         words.extend(OPTIONS);
-        words.push(&data);
+        words.extend([&data[..], &temporary]);
         words.extend(place.iter().map(String::as_str));
         let certificates = Certificates::make(scratch.path());
         let tls = pick.map(|pick| {
