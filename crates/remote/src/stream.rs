@@ -1,4 +1,4 @@
-//! Connections to servers: UNIX-domain and TCP sockets as one type, and the names of their places.
+//! Connections to servers: UNIX-domain and TCP sockets, with TLS or without, as one type, and the names of their places.
 //!
 //! # References
 //! Postfix `src/util/host_port.c`, `src/util/inet_connect.c`, `src/util/auto_clnt.c`.
@@ -6,12 +6,17 @@
 use std::io;
 use std::net::IpAddr;
 use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
 
 use log::warn;
 use postkeep_sys::error_text;
+use rustls::ClientConfig;
+use rustls::pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream, lookup_host};
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
 
 use crate::hosts::{Host, Place};
 
@@ -22,6 +27,8 @@ pub enum Stream {
     Unix(UnixStream),
     /// TCP.
     Tcp(TcpStream),
+    /// TLS over one of these.
+    Tls(Box<TlsStream<Stream>>),
 }
 
 impl Stream {
@@ -64,15 +71,66 @@ impl Stream {
         Err(last)
     }
 
-    /// Is it open, with nothing to read? For a connection between two questions: a server that says something then
-    /// has said goodbye.
-    pub fn is_quiet(&self) -> bool {
+    /// Begins TLS; no time limit.
+    ///
+    /// # Errors
+    /// The connection ended, or the two do not agree; a certificate that is not right is an error of the TLS library.
+    pub async fn secured(
+        self,
+        config: &Arc<ClientConfig>,
+        name: ServerName<'static>,
+    ) -> io::Result<Self> {
+        let connector = TlsConnector::from(Arc::clone(config));
+        let stream = connector.connect(name, self).await?;
+        Ok(Self::Tls(Box::new(stream)))
+    }
+
+    /// Whether TLS has begun.
+    pub fn is_secured(&self) -> bool {
+        matches!(self, Self::Tls(_))
+    }
+
+    /// Is it open, with nothing to read, inside of TLS neither? For a connection between two questions: a server that
+    /// says something then has said goodbye, and what is left of an answer would be taken for the next one.
+    pub fn is_quiet(&mut self) -> bool {
         let mut byte = [0];
-        let read = match self {
-            Self::Unix(stream) => stream.try_read(&mut byte),
-            Self::Tcp(stream) => stream.try_read(&mut byte),
-        };
-        matches!(read, Err(error) if error.kind() == io::ErrorKind::WouldBlock)
+        let mut buffer = ReadBuf::new(&mut byte);
+        // Nobody waits for what comes of it.
+        let mut context = Context::from_waker(Waker::noop());
+        Pin::new(self)
+            .poll_read(&mut context, &mut buffer)
+            .is_pending()
+    }
+}
+
+/// A connection for questions and answers in turn.
+#[derive(Debug)]
+pub struct Dialogue {
+    /// The connection.
+    pub stream: Stream,
+    /// What has come.
+    pub input: Vec<u8>,
+    /// More came than the answer: what comes next cannot be told from it.
+    pub spoiled: bool,
+}
+
+impl Dialogue {
+    /// Connects; no time limit.
+    ///
+    /// # Errors
+    /// The reason of [`Stream::connect`].
+    pub async fn connect(to: &Host) -> Result<Self, String> {
+        let stream = Stream::connect(to).await;
+        Ok(Self {
+            stream: stream.map_err(|error| error_text(&error))?,
+            input: Vec::new(),
+            spoiled: false,
+        })
+    }
+
+    /// Whether the next question can be asked.
+    pub fn is_usable(&mut self) -> bool {
+        !self.spoiled && self.stream.is_quiet()
     }
 }
 
@@ -192,6 +250,7 @@ impl AsyncRead for Stream {
         match self.get_mut() {
             Self::Unix(stream) => Pin::new(stream).poll_read(cx, buffer),
             Self::Tcp(stream) => Pin::new(stream).poll_read(cx, buffer),
+            Self::Tls(stream) => Pin::new(stream).poll_read(cx, buffer),
         }
     }
 }
@@ -205,6 +264,7 @@ impl AsyncWrite for Stream {
         match self.get_mut() {
             Self::Unix(stream) => Pin::new(stream).poll_write(cx, bytes),
             Self::Tcp(stream) => Pin::new(stream).poll_write(cx, bytes),
+            Self::Tls(stream) => Pin::new(stream).poll_write(cx, bytes),
         }
     }
 
@@ -212,6 +272,7 @@ impl AsyncWrite for Stream {
         match self.get_mut() {
             Self::Unix(stream) => Pin::new(stream).poll_flush(cx),
             Self::Tcp(stream) => Pin::new(stream).poll_flush(cx),
+            Self::Tls(stream) => Pin::new(stream).poll_flush(cx),
         }
     }
 
@@ -219,6 +280,7 @@ impl AsyncWrite for Stream {
         match self.get_mut() {
             Self::Unix(stream) => Pin::new(stream).poll_shutdown(cx),
             Self::Tcp(stream) => Pin::new(stream).poll_shutdown(cx),
+            Self::Tls(stream) => Pin::new(stream).poll_shutdown(cx),
         }
     }
 }

@@ -5,6 +5,8 @@
 use std::fmt;
 use std::fs;
 use std::io;
+use std::os::unix::ffi::OsStringExt as _;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -17,6 +19,8 @@ use rustls::{
     CertificateError, ClientConfig, DigitallySignedStruct, Error, RootCertStore, SignatureScheme,
 };
 use thiserror::Error as ThisError;
+
+use crate::config::{Config, ConfigError};
 
 /// Whom to trust.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
@@ -94,7 +98,114 @@ pub fn provider() -> Arc<CryptoProvider> {
     )
 }
 
+/// The keys `tls_CAfile`, `tls_CApath`, `tls_cert_file`, `tls_key_file` and `tls_verify_cert` of a table without a
+/// reference that has its own.
+#[derive(Clone, Debug)]
+pub struct Keys {
+    /// As [`Tls::roots`].
+    pub roots: Roots,
+    /// As [`Tls::identity`].
+    pub identity: Option<Identity>,
+    /// `tls_verify_cert`, when it is there.
+    pub verify: Option<bool>,
+    /// One of the other keys that is there.
+    pub given: Option<&'static str>,
+}
+
+impl Keys {
+    /// Reads them.
+    ///
+    /// # Errors
+    /// Two places with roots, a key without its certificate, a `tls_verify_cert` that is neither yes nor no.
+    pub fn read(config: &Config) -> Result<Self, ConfigError> {
+        let mut given = None;
+        let mut path = |key| {
+            let found = config.optional(key)?;
+            if found.is_some() {
+                given = given.or(Some(key));
+            }
+            Ok(found.map(|text| PathBuf::from(std::ffi::OsString::from_vec(text))))
+        };
+        let (file, directory) = (path("tls_CAfile")?, path("tls_CApath")?);
+        let (certificate, key) = (path("tls_cert_file")?, path("tls_key_file")?);
+        let roots = match (file, directory) {
+            (Some(_), Some(_)) => {
+                return Err(config.unusable("tls_CApath", &"there is a tls_CAfile, too"));
+            }
+            (Some(file), None) => Roots::File(file),
+            (None, Some(directory)) => Roots::Directory(directory),
+            (None, None) => Roots::System,
+        };
+        let identity = match (certificate, key) {
+            (None, None) => None,
+            (Some(certificate), key) => Some(Identity {
+                key: key.unwrap_or_else(|| certificate.clone()),
+                certificate,
+            }),
+            (None, Some(_)) => {
+                return Err(config.unusable("tls_key_file", &"there is no tls_cert_file"));
+            }
+        };
+        Ok(Self {
+            roots,
+            identity,
+            verify: config.optional_boolean("tls_verify_cert")?,
+            given,
+        })
+    }
+
+    /// What they say; the name is checked unless `tls_verify_cert` says no.
+    pub fn tls(self) -> Tls {
+        Tls {
+            roots: self.roots,
+            check: match self.verify {
+                Some(false) => Check::Nothing,
+                None | Some(true) => Check::Name,
+            },
+            identity: self.identity,
+        }
+    }
+}
+
+/// What tells a file from the one that was there before: its number, size, and the seconds and nanoseconds of its time.
+type Stamp = (u64, u64, i64, i64);
+
+/// The files of a [`Tls`] as they were, for what makes connections equal: with new certificates come new connections.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Stamps(Vec<(PathBuf, Option<Stamp>)>);
+
+impl Stamps {
+    /// The files as they are now.
+    pub fn of(tls: Option<&Tls>) -> Self {
+        let files = tls.map(Tls::files).unwrap_or_default();
+        let stamped = files.into_iter().map(|file| {
+            let stamp = fs::metadata(file)
+                .ok()
+                .map(|found| (found.ino(), found.size(), found.mtime(), found.mtime_nsec()));
+            (file.to_owned(), stamp)
+        });
+        Self(stamped.collect())
+    }
+
+    /// The files.
+    pub fn files(&self) -> impl Iterator<Item = &Path> {
+        self.0.iter().map(|(file, _)| file.as_path())
+    }
+}
+
 impl Tls {
+    /// The files and directories that it names.
+    pub fn files(&self) -> Vec<&Path> {
+        let mut files = Vec::new();
+        if let Roots::File(path) | Roots::Directory(path) = &self.roots {
+            files.push(path.as_path());
+        }
+        if let Some(identity) = &self.identity {
+            files.extend([&identity.certificate, &identity.key].map(PathBuf::as_path));
+        }
+        files
+    }
+
     /// Reads the files and makes a configuration of them. This reads files, so it belongs where tables are opened.
     ///
     /// # Errors
@@ -282,6 +393,45 @@ mod tests {
                 .to_string()
                 .ends_with("no certificate found")
         );
+    }
+
+    fn keys(text: &str) -> Result<Keys, ConfigError> {
+        let release = postkeep_conf::Release::V3_7;
+        Keys::read(&Config::parse(b"/t.cf", text.as_bytes().to_vec(), release)?)
+    }
+
+    #[test]
+    fn keys_say_whom_to_trust_and_who_we_are() {
+        let none = keys("").unwrap();
+        assert_eq!((none.given, none.verify), (None, None));
+        assert_eq!(none.tls(), Tls::default());
+        let some = keys("tls_CAfile = /ca\ntls_cert_file = /me\ntls_verify_cert = no\n").unwrap();
+        assert_eq!(some.given, Some("tls_CAfile"));
+        let tls = some.tls();
+        assert_eq!(tls.check, Check::Nothing);
+        let files: Vec<_> = ["/ca", "/me", "/me"].map(Path::new).into();
+        assert_eq!(tls.files(), files);
+        assert!(keys("tls_CAfile = /ca\ntls_CApath = /d\n").is_err());
+        assert!(keys("tls_key_file = /key\n").is_err());
+        assert!(keys("tls_verify_cert = perhaps\n").is_err());
+    }
+
+    #[test]
+    fn another_file_has_another_stamp() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("roots");
+        let tls = Tls {
+            roots: Roots::File(file.clone()),
+            ..Tls::default()
+        };
+        let stamps = || Stamps::of(Some(&tls));
+        let missing = stamps();
+        assert_eq!(missing, stamps());
+        fs::write(&file, "one").unwrap();
+        let first = stamps();
+        assert_ne!(first, missing);
+        fs::write(&file, "longer").unwrap();
+        assert_ne!(first, stamps());
     }
 
     #[test]

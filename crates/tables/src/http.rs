@@ -66,7 +66,6 @@ pub mod rules_of_http {
 }
 
 use std::os::unix::ffi::OsStringExt as _;
-use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -86,7 +85,7 @@ use postkeep_remote::pool::{Pool, Shared};
 use postkeep_remote::rules::Rules;
 use postkeep_remote::source::{Source, table};
 use postkeep_remote::template::{Excess, Key, Template};
-use postkeep_remote::tls::{Check, Identity, Roots, Tls};
+use postkeep_remote::tls::{Keys, Stamps, Tls};
 use postkeep_table::{Flags, LookupError, OpenError, Owner, Printable, Table, TableName, Watch};
 use rustls::pki_types::ServerName;
 
@@ -104,13 +103,13 @@ pub(crate) static TABLE_TYPE: TableType = TableType {
     build: None,
 };
 
-/// What makes connections equal. Files are those of TLS as they were when they were read.
+/// What makes connections equal.
 #[derive(PartialEq, Eq, Hash)]
 struct PoolKey {
     origin: String,
     version: Version,
     tls: Option<Tls>,
-    files: Vec<(PathBuf, Option<Stamp>)>,
+    stamps: Stamps,
     limits: Limits,
 }
 
@@ -327,65 +326,6 @@ fn path_of(text: Vec<u8>) -> PathBuf {
     PathBuf::from(std::ffi::OsString::from_vec(text))
 }
 
-/// What tells a file from the one that was there before: number, size, seconds and nanoseconds of its time.
-type Stamp = (u64, u64, i64, i64);
-
-fn stamp(path: &Path) -> Option<Stamp> {
-    let found = std::fs::metadata(path).ok()?;
-    Some((found.ino(), found.size(), found.mtime(), found.mtime_nsec()))
-}
-
-/// The keys of TLS; the files among them are added to `files`.
-fn read_tls(
-    config: &Config,
-    secure: bool,
-    files: &mut Vec<PathBuf>,
-) -> Result<Option<Tls>, ConfigError> {
-    let path = |key| Ok(config.optional(key)?.map(path_of));
-    let (file, directory) = (path("tls_CAfile")?, path("tls_CApath")?);
-    let (certificate, key) = (path("tls_cert_file")?, path("tls_key_file")?);
-    let check = if config.boolean("tls_verify_cert", true)? {
-        Check::Name
-    } else {
-        Check::Nothing
-    };
-    let keys = [
-        ("tls_CAfile", &file),
-        ("tls_CApath", &directory),
-        ("tls_cert_file", &certificate),
-        ("tls_key_file", &key),
-    ];
-    for (key, path) in keys {
-        if path.is_some() && !secure {
-            return Err(config.unusable(key, &"the URL begins with http://, without TLS"));
-        }
-        files.extend(path.clone().filter(|_| key != "tls_CApath"));
-    }
-    let identity = match (certificate, key) {
-        (None, None) => None,
-        (Some(certificate), key) => Some(Identity {
-            key: key.unwrap_or_else(|| certificate.clone()),
-            certificate,
-        }),
-        (None, Some(_)) => {
-            return Err(config.unusable("tls_key_file", &"there is no tls_cert_file"));
-        }
-    };
-    let roots = match (file, directory) {
-        (Some(_), Some(_)) => {
-            return Err(config.unusable("tls_CApath", &"there is a tls_CAfile, too"));
-        }
-        (Some(file), None) => Roots::File(file),
-        (None, Some(directory)) => Roots::Directory(directory),
-        (None, None) => Roots::System,
-    };
-    Ok(secure.then_some(Tls {
-        roots,
-        check,
-        identity,
-    }))
-}
-
 fn read_pool(
     config: &Config,
     url: &Url,
@@ -408,18 +348,22 @@ fn read_pool(
         ..Limits::default()
     };
     let limits = defaults.read(config).map_err(at_fault)?;
-    let mut of_tls = Vec::new();
-    let tls = read_tls(config, url.secure, &mut of_tls).map_err(at_fault)?;
+    let keys = Keys::read(config).map_err(at_fault)?;
+    let tls = match keys.given {
+        Some(key) if !url.secure => {
+            return Err(unusable(key, &"the URL begins with http://, without TLS"));
+        }
+        _ => url.secure.then(|| keys.tls()),
+    };
+    let stamps = Stamps::of(tls.as_ref());
+    files.extend(stamps.files().map(Path::to_owned));
     let scheme = if url.secure { "https" } else { "http" };
     let origin = format!("{scheme}://{}", url.authority);
     let key = PoolKey {
         origin: origin.clone(),
         version,
         tls: tls.clone(),
-        files: of_tls
-            .iter()
-            .map(|file| (file.clone(), stamp(file)))
-            .collect(),
+        stamps,
         limits: limits.clone(),
     };
     let tls = match tls {
@@ -435,7 +379,6 @@ fn read_pool(
             Some((Arc::new(client), name))
         }
     };
-    files.extend(of_tls);
     let base = Uri::try_from(format!("{origin}/")).map_err(|error| unusable("url", &error))?;
     let authority =
         HeaderValue::from_str(&url.authority).map_err(|error| unusable("url", &error))?;

@@ -69,8 +69,8 @@ use postkeep_remote::stream::Stream;
 use postkeep_remote::template::{Excess, Piece};
 use postkeep_remote::tls::Tls;
 use postkeep_table::{Flags, LookupError, OpenError, Owner, Printable, Table, TableName, Watch};
+use rustls::ClientConfig;
 use tokio::net::lookup_host;
-use tokio_rustls::rustls::ClientConfig;
 
 use crate::mysql::connection::{Connection, Found, Login, Stage, Trouble};
 use crate::mysql::option_file::Options;
@@ -128,7 +128,7 @@ fn open(request: &Request<'_>) -> Result<Arc<dyn Table>, OpenError> {
     let tls = settings.tls.as_ref().map(Tls::client).transpose();
     let tls = tls.map_err(|error| OpenError::Unavailable(format!("{}: {error}", request.name)))?;
     let mut files = options.files;
-    files.extend(settings.files().into_iter().map(Path::to_owned));
+    files.extend(settings.stamps.files().map(Path::to_owned));
     let has_double = |piece: &Piece| matches!(piece, Piece::Text(text) if text.contains(&b'"'));
     let double_quotes = rules.query().pieces().iter().any(has_double);
     let charset = Charset::of(&settings.charset);

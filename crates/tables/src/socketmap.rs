@@ -33,8 +33,7 @@ use postkeep_remote::limits::Limits;
 use postkeep_remote::pool::{Backend, Fault, Pool, Refusal, Shared};
 use postkeep_remote::socketmap::{Failure, Reply, failure_warning, netstring, request};
 use postkeep_remote::source::{Source, table};
-use postkeep_remote::stream::{Stream, endpoint};
-use postkeep_sys::error_text;
+use postkeep_remote::stream::{Dialogue, endpoint};
 use postkeep_table::{Flags, LookupError, OpenError, Owner, Printable, Table, TableName, Watch};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
@@ -198,13 +197,6 @@ impl Source for Socketmap {
 /// A server, named as configured: `TRANSPORT:ENDPOINT`.
 struct Server(String);
 
-struct Connection {
-    stream: Stream,
-    input: Vec<u8>,
-    /// More came than the answer: what comes next cannot be told from it.
-    spoiled: bool,
-}
-
 struct Question {
     /// For warnings.
     table: TableName,
@@ -220,27 +212,22 @@ impl Question {
 }
 
 impl Backend for Server {
-    type Connection = Connection;
+    type Connection = Dialogue;
     type Request = Question;
     type Answer = Vec<u8>;
 
-    async fn connect(&self, host: &Host) -> Result<Connection, String> {
-        let stream = Stream::connect(host).await;
-        Ok(Connection {
-            stream: stream.map_err(|error| error_text(&error))?,
-            input: Vec::new(),
-            spoiled: false,
-        })
+    async fn connect(&self, host: &Host) -> Result<Dialogue, String> {
+        Dialogue::connect(host).await
     }
 
     async fn ask(
         &self,
-        connection: &mut Connection,
+        connection: &mut Dialogue,
         _: &Host,
         question: &Question,
     ) -> Result<Vec<u8>, Fault> {
         let gone = || Fault::Stale(question.error(&"unexpected disconnect"));
-        let Connection {
+        let Dialogue {
             stream,
             input,
             spoiled,
@@ -269,8 +256,8 @@ impl Backend for Server {
         }
     }
 
-    fn is_usable(&self, connection: &mut Connection) -> bool {
-        !connection.spoiled && connection.stream.is_quiet()
+    fn is_usable(&self, connection: &mut Dialogue) -> bool {
+        connection.is_usable()
     }
 
     fn connect_warning(&self, host: &Host, reason: &str) -> String {

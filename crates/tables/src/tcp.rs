@@ -29,7 +29,7 @@ use postkeep_remote::hosts::{Host, Place};
 use postkeep_remote::limits::Limits;
 use postkeep_remote::pool::{Backend, Fault, Pool, Shared};
 use postkeep_remote::source::{Source, table};
-use postkeep_remote::stream::{Stream, host_port};
+use postkeep_remote::stream::{Dialogue, host_port};
 use postkeep_remote::tcp_table::{Reply, TooLong, line, request};
 use postkeep_sys::error_text;
 use postkeep_table::{Flags, LookupError, OpenError, Owner, Table, TableName, Watch};
@@ -149,31 +149,19 @@ fn shown(line: &[u8]) -> String {
     text
 }
 
-struct Connection {
-    stream: Stream,
-    input: Vec<u8>,
-    /// More came than the answer: what comes next cannot be told from it.
-    spoiled: bool,
-}
-
 impl Backend for Server {
-    type Connection = Connection;
+    type Connection = Dialogue;
     type Request = Vec<u8>;
     /// What was found, if anything.
     type Answer = Option<Vec<u8>>;
 
-    async fn connect(&self, host: &Host) -> Result<Connection, String> {
-        let stream = Stream::connect(host).await;
-        Ok(Connection {
-            stream: stream.map_err(|error| error_text(&error))?,
-            input: Vec::new(),
-            spoiled: false,
-        })
+    async fn connect(&self, host: &Host) -> Result<Dialogue, String> {
+        Dialogue::connect(host).await
     }
 
     async fn ask(
         &self,
-        connection: &mut Connection,
+        connection: &mut Dialogue,
         _: &Host,
         question: &Vec<u8>,
     ) -> Result<Option<Vec<u8>>, Fault> {
@@ -183,7 +171,7 @@ impl Backend for Server {
             Fault::Stale(String::new())
         };
         let ended = |why: &str| again(&format_args!("unexpected EOF ({why})"));
-        let Connection {
+        let Dialogue {
             stream,
             input,
             spoiled,
@@ -219,8 +207,8 @@ impl Backend for Server {
         }
     }
 
-    fn is_usable(&self, connection: &mut Connection) -> bool {
-        !connection.spoiled && connection.stream.is_quiet()
+    fn is_usable(&self, connection: &mut Dialogue) -> bool {
+        connection.is_usable()
     }
 
     fn connect_warning(&self, _: &Host, reason: &str) -> String {

@@ -15,8 +15,9 @@ use postkeep_daemon::Reach;
 use postkeep_proxymap::role::Role;
 
 /// Table types that speak to nobody over a network, and read nothing but the file that they name.
-const LOCAL: [&[u8]; 20] = [
+const LOCAL: [&[u8]; 21] = [
     b"btree",
+    b"cache",
     b"cdb",
     b"cidr",
     b"debug",

@@ -23,7 +23,6 @@ use rustls::pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::oneshot;
 use tokio::time::{Instant, timeout};
-use tokio_rustls::TlsConnector;
 
 use super::paced::Paced;
 
@@ -184,12 +183,14 @@ impl Server {
                 Version::Auto | Version::One => one(stream).await,
             };
         };
-        let connector = TlsConnector::from(Arc::clone(config));
-        let stream = connector
-            .connect(name.clone(), stream)
+        let stream = stream
+            .secured(config, name.clone())
             .await
             .map_err(|error| format!("TLS: {}", reason(&error)))?;
-        let picked = stream.get_ref().1.alpn_protocol();
+        let picked = match &stream {
+            Stream::Tls(tls) => tls.get_ref().1.alpn_protocol(),
+            Stream::Unix(_) | Stream::Tcp(_) => None,
+        };
         match (picked == Some(b"h2"), self.version) {
             (true, _) => self.two(stream).await,
             (false, Version::Two) => Err("the server does not speak HTTP/2".to_owned()),

@@ -4,7 +4,7 @@ use log::debug;
 use postkeep_remote::hosts::Host;
 use postkeep_remote::memcache::{self, Found, Limits, TooLong, found, line};
 use postkeep_remote::pool::{Backend, Fault};
-use postkeep_remote::stream::Stream;
+use postkeep_remote::stream::Dialogue;
 use postkeep_sys::error_text;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
@@ -101,34 +101,22 @@ impl Server {
     }
 }
 
-pub(super) struct Connection {
-    stream: Stream,
-    input: Vec<u8>,
-    /// What comes next belongs to an answer before.
-    spoiled: bool,
-}
-
 impl Backend for Server {
-    type Connection = Connection;
+    type Connection = Dialogue;
     type Request = Question;
     type Answer = Answer;
 
-    async fn connect(&self, host: &Host) -> Result<Connection, String> {
-        let stream = Stream::connect(host).await;
-        Ok(Connection {
-            stream: stream.map_err(|error| error_text(&error))?,
-            input: Vec::new(),
-            spoiled: false,
-        })
+    async fn connect(&self, host: &Host) -> Result<Dialogue, String> {
+        Dialogue::connect(host).await
     }
 
     async fn ask(
         &self,
-        connection: &mut Connection,
+        connection: &mut Dialogue,
         _: &Host,
         question: &Question,
     ) -> Result<Answer, Fault> {
-        let Connection {
+        let Dialogue {
             stream,
             input,
             spoiled,
@@ -161,8 +149,8 @@ impl Backend for Server {
         }
     }
 
-    fn is_usable(&self, connection: &mut Connection) -> bool {
-        !connection.spoiled && connection.stream.is_quiet()
+    fn is_usable(&self, connection: &mut Dialogue) -> bool {
+        connection.is_usable()
     }
 
     fn connect_warning(&self, host: &Host, reason: &str) -> String {

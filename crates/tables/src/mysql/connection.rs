@@ -14,11 +14,9 @@ use mysql_common::packets::{AuthPlugin, HandshakeResponse, SslRequest};
 use mysql_common::proto::MySerialize;
 use postkeep_remote::stream::Stream;
 use postkeep_remote::template::RESULT_LIMIT;
-use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, BufReader, ReadBuf};
-use tokio_rustls::TlsConnector;
-use tokio_rustls::client::TlsStream;
-use tokio_rustls::rustls::ClientConfig;
-use tokio_rustls::rustls::pki_types::ServerName;
+use rustls::ClientConfig;
+use rustls::pki_types::ServerName;
+use tokio::io::{AsyncReadExt as _, AsyncWrite as _, AsyncWriteExt as _, BufReader};
 
 use crate::mysql::wire::{
     Greeting, MORE_RESULTS, Malformed, NO_BACKSLASH_ESCAPES, Reader, ServerError, ability, is_end,
@@ -103,64 +101,10 @@ pub(super) struct Found {
     pub(super) cut: bool,
 }
 
-enum Transport {
-    Plain(Stream),
-    Tls(Box<TlsStream<Stream>>),
-}
-
-impl Transport {
-    fn stream(&self) -> &Stream {
-        match self {
-            Self::Plain(stream) => stream,
-            Self::Tls(stream) => stream.get_ref().0,
-        }
-    }
-}
-
-impl AsyncRead for Transport {
-    fn poll_read(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Self::Plain(stream) => Pin::new(stream).poll_read(cx, buffer),
-            Self::Tls(stream) => Pin::new(stream).poll_read(cx, buffer),
-        }
-    }
-}
-
-impl AsyncWrite for Transport {
-    fn poll_write(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        match self.get_mut() {
-            Self::Plain(stream) => Pin::new(stream).poll_write(cx, bytes),
-            Self::Tls(stream) => Pin::new(stream).poll_write(cx, bytes),
-        }
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Self::Plain(stream) => Pin::new(stream).poll_flush(cx),
-            Self::Tls(stream) => Pin::new(stream).poll_flush(cx),
-        }
-    }
-
-    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Self::Plain(stream) => Pin::new(stream).poll_shutdown(cx),
-            Self::Tls(stream) => Pin::new(stream).poll_shutdown(cx),
-        }
-    }
-}
-
 /// A connection that is ready for statements, or was.
 pub(super) struct Connection {
     /// `None` only while it changes to TLS.
-    transport: Option<BufReader<Transport>>,
+    transport: Option<BufReader<Stream>>,
     sequence: u8,
     packet: Vec<u8>,
     status: u16,
@@ -173,7 +117,7 @@ impl Connection {
     pub(super) async fn open(stream: Stream, login: &Login<'_>) -> Result<Self, Trouble> {
         let local = matches!(stream, Stream::Unix(_));
         let mut connection = Self {
-            transport: Some(BufReader::new(Transport::Plain(stream))),
+            transport: Some(BufReader::new(stream)),
             sequence: 0,
             packet: Vec::new(),
             status: 0,
@@ -232,14 +176,9 @@ impl Connection {
             // Somebody put it there who is not the server that TLS will show.
             return Err(Trouble::Protocol("the server speaks before TLS"));
         }
-        let Transport::Plain(stream) = reader.into_inner() else {
-            return Err(gone());
-        };
-        let stream = TlsConnector::from(Arc::clone(config))
-            .connect(name, stream)
-            .await
-            .map_err(|error| wrong(&error))?;
-        self.transport = Some(BufReader::new(Transport::Tls(Box::new(stream))));
+        let secured = reader.into_inner().secured(config, name).await;
+        let stream = secured.map_err(|error| wrong(&error))?;
+        self.transport = Some(BufReader::new(stream));
         Ok(())
     }
 
@@ -310,11 +249,11 @@ impl Connection {
     }
 
     /// Is it open, with nothing to read and nothing left undone?
-    pub(super) fn is_quiet(&self) -> bool {
-        let quiet = |reader: &BufReader<Transport>| {
-            reader.buffer().is_empty() && reader.get_ref().stream().is_quiet()
+    pub(super) fn is_quiet(&mut self) -> bool {
+        let quiet = |reader: &mut BufReader<Stream>| {
+            reader.buffer().is_empty() && reader.get_mut().is_quiet()
         };
-        self.quiet && self.transport.as_ref().is_some_and(quiet)
+        self.quiet && self.transport.as_mut().is_some_and(quiet)
     }
 
     /// Runs a statement, and reads all its results.
@@ -413,7 +352,7 @@ impl Connection {
         Ok(())
     }
 
-    fn transport(&mut self) -> io::Result<&mut BufReader<Transport>> {
+    fn transport(&mut self) -> io::Result<&mut BufReader<Stream>> {
         let gone = || io::ErrorKind::NotConnected.into();
         self.transport.as_mut().ok_or_else(gone)
     }

@@ -1,7 +1,6 @@
 //! What a table's configuration says about its servers.
 
-use std::hash::{DefaultHasher, Hash as _, Hasher as _};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use log::warn;
 use postkeep_conf::Release;
@@ -9,7 +8,7 @@ use postkeep_remote::config::{Config, ConfigError};
 use postkeep_remote::hosts::{Host, Place};
 use postkeep_remote::limits::Limits;
 use postkeep_remote::stream::service_port;
-use postkeep_remote::tls::{Check, Identity, Roots, Tls};
+use postkeep_remote::tls::{Check, Identity, Roots, Stamps, Tls};
 use postkeep_table::Printable;
 
 use crate::mysql::option_file::Options;
@@ -32,8 +31,8 @@ pub(super) struct Settings {
     pub(super) socket: PathBuf,
     pub(super) tls: Option<Tls>,
     pub(super) tls_required: bool,
-    /// Of what is in the files that `tls` names: with new certificates come new connections.
-    contents: u64,
+    /// Of the files that `tls` names.
+    pub(super) stamps: Stamps,
     pub(super) limits: Limits,
 }
 
@@ -67,24 +66,18 @@ impl Settings {
             breaker_rest: std::time::Duration::from_secs(1),
             ..Limits::default()
         };
-        let mut settings = Self {
+        Ok(Self {
             hosts: Vec::new(),
             user,
             password,
             database,
             charset,
             socket: options.text("socket").unwrap_or(SOCKET).into(),
-            contents: 0,
+            stamps: Stamps::of(tls.as_ref()),
             tls,
             tls_required,
             limits: defaults.read(config)?,
-        };
-        let mut contents = DefaultHasher::new();
-        for file in settings.files() {
-            std::fs::read(file).ok().hash(&mut contents);
-        }
-        settings.contents = contents.finish();
-        Ok(settings)
+        })
     }
 
     /// Reads the key `hosts`, which comes last.
@@ -113,20 +106,6 @@ impl Settings {
         }
         self.hosts = hosts;
         Ok(())
-    }
-
-    /// The files that TLS needs.
-    pub(super) fn files(&self) -> Vec<&Path> {
-        let mut files: Vec<&Path> = Vec::new();
-        if let Some(tls) = &self.tls {
-            if let Roots::File(path) | Roots::Directory(path) = &tls.roots {
-                files.push(path);
-            }
-            if let Some(identity) = &tls.identity {
-                files.extend([&identity.certificate, &identity.key].map(PathBuf::as_path));
-            }
-        }
-        files
     }
 }
 
@@ -305,7 +284,7 @@ mod tests {
         );
         assert_eq!(check("tls_ciphers = x\n"), Check::Nothing);
         let identity = tls("tls_cert_file = /c\n").unwrap().identity.unwrap();
-        assert_eq!(identity.key, Path::new("/c"));
+        assert_eq!(identity.key, std::path::Path::new("/c"));
     }
 
     #[test]

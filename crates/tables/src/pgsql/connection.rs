@@ -11,7 +11,7 @@ use tokio::time::timeout;
 
 use super::encoding::Encoding;
 use super::report::Report;
-use super::wire::{Channel, Trouble, Wire, question};
+use super::wire::{Channel, Trouble, question};
 
 /// What a server may send for one question. A result may have 1 MiB; the rest is for columns' names, notices, and values
 /// that `result_format` has no use for.
@@ -153,10 +153,8 @@ impl Connection {
 
     /// The same with a query that is ready.
     pub(super) async fn run(&mut self, query: &[u8]) -> Result<Outcome, Failure> {
-        let secure = matches!(
-            self.channel.as_ref().map(|channel| &channel.wire),
-            Some(Wire::Tls(_))
-        );
+        let channel = self.channel.as_ref();
+        let secure = channel.is_some_and(|channel| channel.stream.is_secured());
         self.idle = false;
         let mut last = Outcome::Strange(0);
         match self.exchange(query, &mut last).await {
@@ -232,8 +230,8 @@ impl Connection {
     }
 
     /// Can it be asked again? The server has not closed it, nor said anything that nobody asked for.
-    pub(super) fn is_usable(&self) -> bool {
-        self.channel.as_ref().is_some_and(Channel::is_quiet)
+    pub(super) fn is_usable(&mut self) -> bool {
+        self.channel.as_mut().is_some_and(Channel::is_quiet)
     }
 
     /// Closes it when it cannot be asked again: nothing of it, such as locks, is left meanwhile.
@@ -249,7 +247,7 @@ impl Connection {
         if let (Some(mut channel), Ok(runtime)) = (channel, tokio::runtime::Handle::try_current()) {
             runtime.spawn(timeout(GOODBYE, async move {
                 let _ = channel.send(TERMINATE).await;
-                let _ = channel.wire.shutdown().await;
+                let _ = channel.stream.shutdown().await;
             }));
         }
     }

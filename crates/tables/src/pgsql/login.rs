@@ -22,13 +22,12 @@ use rustls::pki_types::ServerName;
 use rustls::{CertificateError, ClientConfig};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::time::timeout;
-use tokio_rustls::TlsConnector;
 
 use super::connection::{Connection, GONE, Outcome, Session};
 use super::report::Report;
 use super::target::{Attributes, Server, SslMode, Target};
 use super::text;
-use super::wire::{Channel, Trouble, Wire, untagged};
+use super::wire::{Channel, Trouble, untagged};
 /// What a server may send until it is ready.
 const GREETING_LIMIT: usize = 64 << 10;
 
@@ -182,14 +181,14 @@ impl Prepared {
             };
             Attempt::Next(format!("{}\n\t{hint}\n", error_text(&error)))
         })?;
-        let wire = if secure {
+        let stream = if secure {
             self.secured(stream, place, name).await?
         } else {
-            Wire::Plain(stream)
+            stream
         };
         // A server without TLS will not have it the next time.
-        let settled = secure && matches!(wire, Wire::Plain(_));
-        let greeted = self.greet(Channel::new(wire), user).await;
+        let settled = secure && !stream.is_secured();
+        let greeted = self.greet(Channel::new(stream), user).await;
         greeted.map_err(|attempt| match attempt {
             Attempt::Security(reason) if settled => Attempt::Final(reason),
             attempt => attempt,
@@ -197,7 +196,12 @@ impl Prepared {
     }
 
     /// Asks for TLS, and begins it.
-    async fn secured(&self, mut stream: Stream, place: &Host, name: &str) -> Result<Wire, Attempt> {
+    async fn secured(
+        &self,
+        mut stream: Stream,
+        place: &Host,
+        name: &str,
+    ) -> Result<Stream, Attempt> {
         let config = self
             .tls
             .as_ref()
@@ -210,7 +214,7 @@ impl Prepared {
         match stream.read_u8().await.map_err(gone)? {
             b'S' => {}
             b'N' if matches!(self.target.mode, SslMode::Allow | SslMode::Prefer) => {
-                return Ok(Wire::Plain(stream));
+                return Ok(stream);
             }
             b'N' => {
                 let reason = "server does not support SSL, but SSL was required\n";
@@ -236,11 +240,8 @@ impl Prepared {
         let asked = ServerName::try_from(name.to_owned())
             .or_else(|_| ServerName::try_from(address))
             .map_err(|error| Attempt::Final(format!("SSL error: {error}\n")))?;
-        let begun = TlsConnector::from(Arc::clone(config)).connect(asked, stream);
-        match begun.await {
-            Ok(stream) => Ok(Wire::Tls(Box::new(stream))),
-            Err(error) => Err(Attempt::Security(tls_reason(&error, name))),
-        }
+        let secured = stream.secured(config, asked).await;
+        secured.map_err(|error| Attempt::Security(tls_reason(&error, name)))
     }
 
     /// From the start-up message until the server is ready.

@@ -1,70 +1,11 @@
-//! Bytes to and from a server: with TLS or without, message by message, within limits.
+//! Bytes to and from a server, message by message, within limits.
 
 use std::io;
-use std::pin::Pin;
-use std::task::{Context, Poll};
 
 use bytes::BytesMut;
 use postgres_protocol::message::backend::{Header, Message};
 use postkeep_remote::stream::Stream;
-use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, ReadBuf};
-use tokio_rustls::client::TlsStream;
-
-/// A connection's bytes.
-pub(super) enum Wire {
-    Plain(Stream),
-    Tls(Box<TlsStream<Stream>>),
-}
-
-impl Wire {
-    /// Nothing to read, and not ended.
-    pub(super) fn is_quiet(&self) -> bool {
-        match self {
-            Self::Plain(stream) => stream.is_quiet(),
-            Self::Tls(stream) => stream.get_ref().0.is_quiet(),
-        }
-    }
-}
-
-impl AsyncRead for Wire {
-    fn poll_read(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Self::Plain(stream) => Pin::new(stream).poll_read(cx, buffer),
-            Self::Tls(stream) => Pin::new(stream).poll_read(cx, buffer),
-        }
-    }
-}
-
-impl AsyncWrite for Wire {
-    fn poll_write(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        match self.get_mut() {
-            Self::Plain(stream) => Pin::new(stream).poll_write(cx, bytes),
-            Self::Tls(stream) => Pin::new(stream).poll_write(cx, bytes),
-        }
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Self::Plain(stream) => Pin::new(stream).poll_flush(cx),
-            Self::Tls(stream) => Pin::new(stream).poll_flush(cx),
-        }
-    }
-
-    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Self::Plain(stream) => Pin::new(stream).poll_shutdown(cx),
-            Self::Tls(stream) => Pin::new(stream).poll_shutdown(cx),
-        }
-    }
-}
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 /// Why there is no message.
 #[derive(Debug)]
@@ -79,7 +20,7 @@ pub(super) enum Trouble {
 
 /// Messages of one conversation.
 pub(super) struct Channel {
-    pub(super) wire: Wire,
+    pub(super) stream: Stream,
     input: BytesMut,
     /// Bytes that the server may still send in this exchange.
     left: usize,
@@ -90,9 +31,9 @@ pub(super) struct Channel {
 const ROOM: usize = 8 << 10;
 
 impl Channel {
-    pub(super) fn new(wire: Wire) -> Self {
+    pub(super) fn new(stream: Stream) -> Self {
         Self {
-            wire,
+            stream,
             input: BytesMut::new(),
             left: 0,
         }
@@ -105,8 +46,8 @@ impl Channel {
 
     pub(super) async fn send(&mut self, bytes: &[u8]) -> Result<(), Trouble> {
         let sent = async {
-            self.wire.write_all(bytes).await?;
-            self.wire.flush().await
+            self.stream.write_all(bytes).await?;
+            self.stream.flush().await
         };
         sent.await.map_err(|_: io::Error| Trouble::Ended)
     }
@@ -125,7 +66,7 @@ impl Channel {
                 }
             }
             self.input.reserve(ROOM);
-            match self.wire.read_buf(&mut self.input).await {
+            match self.stream.read_buf(&mut self.input).await {
                 Ok(0) | Err(_) => return Err(Trouble::Ended),
                 Ok(_) => {}
             }
@@ -133,8 +74,8 @@ impl Channel {
     }
 
     /// Between two exchanges: nothing has come that nobody asked for.
-    pub(super) fn is_quiet(&self) -> bool {
-        self.input.is_empty() && self.wire.is_quiet()
+    pub(super) fn is_quiet(&mut self) -> bool {
+        self.input.is_empty() && self.stream.is_quiet()
     }
 }
 

@@ -1,10 +1,8 @@
 //! Connections to one server: greeting, questions, answers, and what the errors of a server mean.
 
 use std::io;
-use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::task::{Context, Waker};
 use std::time::Duration;
 
 use ::redis::{ServerError, ServerErrorKind, Value};
@@ -16,10 +14,8 @@ use postkeep_sys::error_text;
 use postkeep_table::{LookupError, Printable};
 use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
-use tokio::io::{AsyncRead as _, AsyncReadExt as _, AsyncWriteExt as _, ReadBuf};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::time::timeout;
-use tokio_rustls::TlsConnector;
-use tokio_rustls::client::TlsStream;
 
 use super::settings::{Login, Mode, Settings};
 use super::wire::{Frame, FrameError, command, value};
@@ -116,13 +112,8 @@ pub(super) enum Reply {
     Ask(Node),
 }
 
-enum Wire {
-    Plain(Stream),
-    Tls(Box<TlsStream<Stream>>),
-}
-
 pub(super) struct Connection {
-    wire: Wire,
+    stream: Stream,
     input: Vec<u8>,
 }
 
@@ -149,14 +140,11 @@ impl Connection {
     }
 
     async fn send(&mut self, bytes: &[u8]) -> Result<(), Trouble> {
-        let sent = match &mut self.wire {
-            Wire::Plain(stream) => stream.write_all(bytes).await,
-            Wire::Tls(stream) => match stream.write_all(bytes).await {
-                Ok(()) => stream.flush().await,
-                failed => failed,
-            },
+        let sent = async {
+            self.stream.write_all(bytes).await?;
+            self.stream.flush().await
         };
-        sent.map_err(|error| Self::ended(&error))
+        sent.await.map_err(|error| Self::ended(&error))
     }
 
     async fn receive(&mut self, limit: usize) -> Result<Value, Trouble> {
@@ -166,10 +154,7 @@ impl Connection {
                 break end;
             }
             self.input.reserve(CHUNK);
-            let read = match &mut self.wire {
-                Wire::Plain(stream) => stream.read_buf(&mut self.input).await,
-                Wire::Tls(stream) => stream.read_buf(&mut self.input).await,
-            };
+            let read = self.stream.read_buf(&mut self.input).await;
             if read.map_err(|error| Self::ended(&error))? == 0 {
                 return Err(Trouble::Ended("the connection was closed".to_owned()));
             }
@@ -207,17 +192,9 @@ impl Connection {
         Ok(())
     }
 
-    /// Is it open, with nothing to read? What is left of an answer, also inside of TLS, would be taken for the next one.
+    /// Is it open, with nothing left of an answer?
     fn is_quiet(&mut self) -> bool {
-        let mut byte = [0];
-        let mut buffer = ReadBuf::new(&mut byte);
-        // Nobody waits for what comes of it.
-        let mut context = Context::from_waker(Waker::noop());
-        let polled = match &mut self.wire {
-            Wire::Plain(stream) => Pin::new(stream).poll_read(&mut context, &mut buffer),
-            Wire::Tls(stream) => Pin::new(stream).poll_read(&mut context, &mut buffer),
-        };
-        self.input.is_empty() && polled.is_pending()
+        self.input.is_empty() && self.stream.is_quiet()
     }
 }
 
@@ -271,20 +248,17 @@ impl Server {
         let stream = Stream::connect(host)
             .await
             .map_err(|error| error_text(&error))?;
-        let wire = match (&self.tls, &host.place) {
+        let stream = match (&self.tls, &host.place) {
             (Some(config), Place::Inet(name, _)) => {
                 let name = self.settings.server_name.as_ref().unwrap_or(name).clone();
                 let name = ServerName::try_from(name).map_err(|error| error.to_string())?;
-                let connector = TlsConnector::from(Arc::clone(config));
-                let stream = connector.connect(name, stream).await;
-                Wire::Tls(Box::new(
-                    stream.map_err(|error| format!("TLS: {}", error_text(&error)))?,
-                ))
+                let secured = stream.secured(config, name).await;
+                secured.map_err(|error| format!("TLS: {}", error_text(&error)))?
             }
-            _ => Wire::Plain(stream),
+            _ => stream,
         };
         Ok(Connection {
-            wire,
+            stream,
             input: Vec::new(),
         })
     }

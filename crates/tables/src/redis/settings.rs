@@ -1,15 +1,13 @@
 //! The keys that say which servers there are and how to connect to them.
 
-use std::os::unix::ffi::OsStringExt as _;
-use std::os::unix::fs::MetadataExt as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
 use postkeep_remote::config::{Config, ConfigError};
 use postkeep_remote::hosts::{Host, Place};
 use postkeep_remote::limits::Limits;
 use postkeep_remote::stream::host_port;
-use postkeep_remote::tls::{Check, Identity, Roots, Tls};
+use postkeep_remote::tls::{Keys, Stamps, Tls};
 
 /// What the hosts are.
 #[derive(Clone, PartialEq, Eq, Hash)]
@@ -29,9 +27,6 @@ pub(super) struct Login {
     pub password: Option<Vec<u8>>,
 }
 
-/// What tells a file from the one that was there before: number, size, seconds and nanoseconds of its time.
-type Stamp = (u64, u64, i64, i64);
-
 /// What makes connections equal. Without `Debug`: there are passwords in it.
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub(super) struct Settings {
@@ -44,7 +39,7 @@ pub(super) struct Settings {
     pub server_name: Option<String>,
     pub limits: Limits,
     /// With new certificates come new connections.
-    stamps: Vec<(PathBuf, Option<Stamp>)>,
+    stamps: Stamps,
 }
 
 impl Settings {
@@ -99,12 +94,15 @@ impl Settings {
             ..Limits::default()
         };
         let limits = limits.read(config)?;
-        let mut files = Vec::new();
-        let tls = read_tls(config, &mut files)?;
         let server_name = config
             .optional("tls_server_name")?
             .map(|name| String::from_utf8_lossy(&name).into_owned());
+        // TLS is asked for by any of its keys.
+        let keys = Keys::read(config)?;
+        let any = server_name.is_some() || keys.given.is_some() || keys.verify.is_some();
+        let tls = any.then(|| keys.tls());
         Ok(Self {
+            stamps: Stamps::of(tls.as_ref()),
             hosts,
             mode,
             login,
@@ -112,25 +110,13 @@ impl Settings {
             tls,
             server_name,
             limits,
-            stamps: files
-                .into_iter()
-                .map(|file| {
-                    let stamp = stamp(&file);
-                    (file, stamp)
-                })
-                .collect(),
         })
     }
 
     /// The files that are read beside the configuration.
     pub(super) fn files(&self) -> impl Iterator<Item = &Path> {
-        self.stamps.iter().map(|(file, _)| file.as_path())
+        self.stamps.files()
     }
-}
-
-fn stamp(path: &Path) -> Option<Stamp> {
-    let found = std::fs::metadata(path).ok()?;
-    Some((found.ino(), found.size(), found.mtime(), found.mtime_nsec()))
 }
 
 fn read_login(config: &Config, user: &str, password: &str) -> Result<Login, ConfigError> {
@@ -169,50 +155,10 @@ fn read_host(entry: &str, default_port: &str) -> Result<Host, String> {
     Ok(host(Place::Inet(name, port)))
 }
 
-/// TLS is asked for by any of its keys.
-fn read_tls(config: &Config, files: &mut Vec<PathBuf>) -> Result<Option<Tls>, ConfigError> {
-    let mut any = config.optional("tls_server_name")?.is_some();
-    let mut path = |key| {
-        let found = config.optional(key)?;
-        any |= found.is_some();
-        Ok::<_, ConfigError>(found.map(|text| PathBuf::from(std::ffi::OsString::from_vec(text))))
-    };
-    let (file, directory) = (path("tls_CAfile")?, path("tls_CApath")?);
-    let (certificate, key) = (path("tls_cert_file")?, path("tls_key_file")?);
-    let verify = config.optional_boolean("tls_verify_cert")?;
-    files.extend([&file, &certificate, &key].into_iter().flatten().cloned());
-    let identity = match (certificate, key) {
-        (None, None) => None,
-        (Some(certificate), key) => Some(Identity {
-            key: key.unwrap_or_else(|| certificate.clone()),
-            certificate,
-        }),
-        (None, Some(_)) => {
-            return Err(config.unusable("tls_key_file", &"there is no tls_cert_file"));
-        }
-    };
-    let roots = match (file, directory) {
-        (Some(_), Some(_)) => {
-            return Err(config.unusable("tls_CApath", &"there is a tls_CAfile, too"));
-        }
-        (Some(file), None) => Roots::File(file),
-        (None, Some(directory)) => Roots::Directory(directory),
-        (None, None) => Roots::System,
-    };
-    let check = match verify {
-        Some(false) => Check::Nothing,
-        None | Some(true) => Check::Name,
-    };
-    Ok((any || verify.is_some()).then_some(Tls {
-        roots,
-        check,
-        identity,
-    }))
-}
-
 #[cfg(test)]
 mod tests {
     use postkeep_conf::Release;
+    use postkeep_remote::tls::{Check, Roots};
 
     use super::*;
 
