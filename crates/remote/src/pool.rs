@@ -52,7 +52,7 @@ pub trait Backend: Send + Sync + 'static {
         true
     }
 
-    /// The warning about a server that cannot be reached.
+    /// The warning about a server that cannot be reached; empty when all has been said.
     fn connect_warning(&self, host: &Host, reason: &str) -> String;
 
     /// The warning about a question without an answer in time.
@@ -468,7 +468,10 @@ impl<B: Backend> Pool<B> {
                 Err(why) => {
                     self.connections.fetch_sub(1, Ordering::Relaxed);
                     self.lock().hosts.failed(index, self.now());
-                    warn!("{}", self.backend.connect_warning(&host, &why));
+                    let text = self.backend.connect_warning(&host, &why);
+                    if !text.is_empty() {
+                        warn!("{text}");
+                    }
                     *reason = why;
                     tried.push(index);
                 }

@@ -4,7 +4,7 @@
 //! Postfix `src/util/host_port.c`, `src/util/inet_connect.c`, `src/util/auto_clnt.c`.
 
 use std::io;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
@@ -57,6 +57,14 @@ impl Stream {
             let reason = text.rsplit(": ").next().unwrap_or_default();
             unknown(reason)
         })?;
+        Self::connect_first(addresses).await
+    }
+
+    /// Connects to the first of these addresses that lets it; no time limit.
+    ///
+    /// # Errors
+    /// That of the last address; `EADDRNOTAVAIL` when there is none.
+    pub async fn connect_first(addresses: impl Iterator<Item = SocketAddr>) -> io::Result<Self> {
         let mut last = no_address();
         for address in addresses {
             match TcpStream::connect(address).await {

@@ -211,7 +211,20 @@ impl Tls {
     /// # Errors
     /// A file that cannot be read, or holds nothing of the kind that it should.
     pub fn client(&self) -> Result<Arc<ClientConfig>, TlsError> {
+        self.client_with_alias(None)
+    }
+
+    /// The same, where a certificate for the second name will do, too, when the first one is asked for.
+    ///
+    /// # Errors
+    /// As of [`Tls::client`].
+    pub fn client_with_alias(
+        &self,
+        alias: Option<(&str, &str)>,
+    ) -> Result<Arc<ClientConfig>, TlsError> {
         let provider = provider();
+        let parse = |name: &str| ServerName::try_from(name.to_owned()).ok();
+        let alias = alias.and_then(|(name, other)| Some((parse(name)?, parse(other)?)));
         let wrong = |error: &Error| TlsError::new(self.roots.path(), error);
         let builder = ClientConfig::builder_with_provider(Arc::clone(&provider))
             .with_safe_default_protocol_versions()
@@ -231,6 +244,7 @@ impl Tls {
         let builder = builder.with_custom_certificate_verifier(Arc::new(Verifier {
             chain,
             any_name: self.check != Check::Name,
+            alias,
             provider,
         }));
         let config = match &self.identity {
@@ -303,6 +317,8 @@ fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
 struct Verifier {
     chain: Option<Arc<WebPkiServerVerifier>>,
     any_name: bool,
+    /// Another name for a name.
+    alias: Option<(ServerName<'static>, ServerName<'static>)>,
     provider: Arc<CryptoProvider>,
 }
 
@@ -323,6 +339,13 @@ impl ServerCertVerifier for Verifier {
             Err(Error::InvalidCertificate(
                 CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
             )) if self.any_name => Ok(ServerCertVerified::assertion()),
+            Err(Error::InvalidCertificate(
+                CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
+            )) if let Some((asked, other)) = &self.alias
+                && asked == name =>
+            {
+                chain.verify_server_cert(certificate, issuers, other, ocsp, now)
+            }
             checked => checked,
         }
     }

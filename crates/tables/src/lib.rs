@@ -63,7 +63,7 @@ macro_rules! table_types {
 }
 
 table_types! {
-    btree, cache, cdb, cidr, debug, environ, fail, hash, #[cfg(feature = "http")] http, inline, internal, lmdb, #[cfg(feature = "memcache")] memcache, #[cfg(feature = "mysql")] mysql, pcre, #[cfg(feature = "pgsql")] pgsql, pipemap, proxy, randmap, #[cfg(feature = "redis")] redis, regexp, #[cfg(feature = "test-tables")] slow, socketmap, #[cfg(feature = "sqlite")] sqlite, r#static, tcp, texthash, unionmap, unix,
+    btree, cache, cdb, cidr, debug, environ, fail, hash, #[cfg(feature = "http")] http, inline, internal, #[cfg(feature = "ldap")] ldap, lmdb, #[cfg(feature = "memcache")] memcache, #[cfg(feature = "mysql")] mysql, pcre, #[cfg(feature = "pgsql")] pgsql, pipemap, proxy, randmap, #[cfg(feature = "redis")] redis, regexp, #[cfg(feature = "test-tables")] slow, socketmap, #[cfg(feature = "sqlite")] sqlite, r#static, tcp, texthash, unionmap, unix,
 }
 
 /// All table types, by name.

@@ -41,6 +41,7 @@ fn types() -> impl Iterator<Item = &'static TableType> {
     table_types().iter().copied().filter(|kind| {
         ![
             "http",
+            "ldap",
             "mysql",
             "pgsql",
             "proxy",

@@ -16,6 +16,8 @@ pub struct Certificates {
     pub server: Pair,
     /// For `other.example`: trusted, but the name is not the server's.
     pub misnamed: Pair,
+    /// For the name that this machine has, and not for `localhost`.
+    pub machine: Pair,
     /// For a client, `CN=client`.
     pub client: Pair,
 }
@@ -52,11 +54,18 @@ impl Certificates {
         Self {
             server: signed("server", "localhost", "DNS:localhost,IP:127.0.0.1,IP:::1"),
             misnamed: signed("misnamed", "other.example", "DNS:other.example"),
+            machine: signed("machine", "machine", &format!("DNS:{}", machine())),
             client: signed("client", "client", "DNS:client.example"),
             authority: authority.certificate,
             stranger,
         }
     }
+}
+
+/// The name of this machine.
+fn machine() -> String {
+    let name = fs::read_to_string("/proc/sys/kernel/hostname").unwrap();
+    name.trim().to_owned()
 }
 
 impl Pair {

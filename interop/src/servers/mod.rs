@@ -12,6 +12,7 @@ pub mod memcached;
 pub mod postgresql;
 pub mod process;
 pub mod redis;
+pub mod slapd;
 pub mod web;
 
 use std::io::{Read as _, Write as _};
