@@ -13,7 +13,7 @@ use postkeep_interop::servers::slapd::Slapd;
 use postkeep_table::{Access, Flags, LookupError, Opener as _, Outcome as Found, Table, TableName};
 use postkeep_tables::{Context, Registry};
 
-use crate::{BASE, Both, GROUPS, difference, ours, table};
+use crate::{BASE, Both, GROUPS, all_at_once, difference, ours, table};
 
 #[test]
 fn the_server_goes_and_comes_back() {
@@ -114,30 +114,25 @@ fn answers_that_are_none() {
         // Too many values, and entries without an end.
         (entry(&[b'x'; 60_000]), 40, "the answer has more than"),
     ];
-    for (reply, times, wanted) in cases {
-        let endless = times > 1;
+    all_at_once(&cases, |(reply, times, wanted)| {
+        let (reply, times) = (reply.clone(), *times);
         let server = Server::start(move |mut client| {
             let _bind = read_message(&mut client);
             client.write_all(bound).unwrap();
             let _search = read_message(&mut client);
             let mut count = 0;
-            while (endless || count < times) && client.write_all(&reply).is_ok() {
+            while (times > 1 || count < times) && client.write_all(&reply).is_ok() {
                 count += 1;
             }
         });
-        let table = table(
-            &sides,
-            "fake",
-            &format!(
-                "{BASE}server_host = 127.0.0.1:{}\ntimeout = 5\n",
-                server.port
-            ),
-        );
+        let port = server.port;
+        let text = format!("{BASE}server_host = 127.0.0.1:{port}\ntimeout = 5\n");
+        let table = table(&sides, &format!("fake{port}"), &text);
         let (exit, found, lines) = ours(&sides, &table, "alice");
         let all = format!("{found}{}", lines.join("\n"));
         assert!(all.contains(wanted), "{wanted}: {exit:?} {all}");
-        assert_eq!(exit, Some(i32::from(wanted != "v")), "{all}");
-    }
+        assert_eq!(exit, Some(i32::from(*wanted != "v")), "{all}");
+    });
 }
 
 #[test]
@@ -145,21 +140,24 @@ fn servers_that_never_answer() {
     let Some(sides) = Sides::new() else { return };
     let silent = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = silent.local_addr().unwrap().port();
-    for (more, wanted) in [
+    let cases = [
         ("", "Unable to bind to server"),
         (
             "bind = no\n",
             "dict_ldap_lookup: Search error -5: Timed out ",
         ),
         ("start_tls = yes\n", "Unable to set STARTTLS: -5: Timed out"),
-    ] {
+    ];
+    let cases: Vec<_> = cases.iter().enumerate().collect();
+    all_at_once(&cases, |(number, (more, wanted))| {
         let text = format!("{BASE}server_host = 127.0.0.1:{port}\ntimeout = 1\n{more}");
+        let table = table(&sides, &format!("silent{number}"), &text);
         let begun = Instant::now();
-        let (exit, _, lines) = ours(&sides, &table(&sides, "silent", &text), "alice");
+        let (exit, _, lines) = ours(&sides, &table, "alice");
         assert_eq!(exit, Some(1));
         assert!(lines[0].contains(wanted), "{lines:?}");
         assert!(begun.elapsed() < Duration::from_secs(6));
-    }
+    });
 }
 
 /// Opens a table in this process, so that its connections outlive a lookup.

@@ -85,38 +85,58 @@ fn difference(sides: &Sides, table: &str, keys: &str) -> Option<String> {
     } else {
         (["postmap", "-q", keys, table], "")
     };
-    let [real, ours] = [&sides.real, &sides.ours]
-        .map(|programs| sides.run(programs, sides.root(), &words, input.as_bytes()));
+    let run = |programs| sides.run(programs, sides.root(), &words, input.as_bytes());
+    // At once, because a failed command takes a second.
+    let (real, ours) = thread::scope(|scope| {
+        let ours = scope.spawn(|| run(&sides.ours));
+        (run(&sides.real), ours.join().unwrap())
+    });
     let (real_told, ours_told) = (comparable(&real), comparable(&ours));
     (real_told != ours_told)
         .then(|| format!("{table} {keys:?}\nreal: {real_told:#?}\nours: {ours_told:#?}"))
 }
 
-/// Configurations with keys; all at once, because a failed command takes a second.
+/// Configurations with keys.
 fn compare_all(both: &Both, cases: &[(String, String)]) {
-    for (part, some) in cases.chunks(64).enumerate() {
-        let differences: Vec<String> = thread::scope(|scope| {
-            let runs: Vec<_> = some
-                .iter()
-                .enumerate()
-                .map(|(number, (text, keys))| {
-                    scope.spawn(move || {
-                        let table = if text.contains("server_host") {
-                            table(&both.sides, &format!("t{part}-{number}"), text)
-                        } else {
-                            both.table(&format!("t{part}-{number}"), text)
-                        };
-                        let found = difference(&both.sides, &table, keys)?;
-                        Some(format!("{text}\n{found}"))
-                    })
-                })
-                .collect();
+    let tables: Vec<_> = cases
+        .iter()
+        .enumerate()
+        .map(|(number, (text, keys))| {
+            let name = format!("t{number}");
+            let table = if text.contains("server_host") {
+                table(&both.sides, &name, text)
+            } else {
+                both.table(&name, text)
+            };
+            (table, keys.clone(), text.clone())
+        })
+        .collect();
+    compare_tables(&both.sides, &tables);
+}
+
+/// Tables with keys and a note, many at once.
+fn compare_tables(sides: &Sides, cases: &[(String, String, String)]) {
+    let differences: Vec<String> = all_at_once(cases, |(table, keys, note)| {
+        difference(sides, table, keys).map(|found| format!("{note}\n{found}"))
+    })
+    .into_iter()
+    .flatten()
+    .collect();
+    assert!(differences.is_empty(), "{}", differences.join("\n\n"));
+}
+
+/// What comes of each case, of which many run at once: a failed command takes a second.
+fn all_at_once<T: Sync, R: Send>(cases: &[T], run: impl Fn(&T) -> R + Sync) -> Vec<R> {
+    let run = &run;
+    let parts = cases.chunks(48).map(|some| {
+        thread::scope(|scope| {
+            let runs: Vec<_> = some.iter().map(|case| scope.spawn(|| run(case))).collect();
             runs.into_iter()
-                .filter_map(|run| run.join().unwrap())
-                .collect()
-        });
-        assert!(differences.is_empty(), "{}", differences.join("\n\n"));
-    }
+                .map(|run| run.join().unwrap())
+                .collect::<Vec<_>>()
+        })
+    });
+    parts.flatten().collect()
 }
 
 fn case(text: &str, keys: &str) -> (String, String) {
@@ -350,11 +370,9 @@ fn configurations_that_are_wrong() {
     .map(|text| case(text, "alice"))
     .into();
     compare_all(&both, &cases);
-    for table in ["ldap:/no/such/file.cf", "ldap:"] {
-        if let Some(found) = difference(&both.sides, table, "k") {
-            panic!("{found}");
-        }
-    }
+    let tables = ["ldap:/no/such/file.cf", "ldap:"];
+    let tables = tables.map(|table| (table.to_owned(), "k".to_owned(), String::new()));
+    compare_tables(&both.sides, &tables);
     let (exit, _, lines) = ours(
         &both.sides,
         &both.table("sasl", "bind = sasl\nsasl_mechs = GSSAPI\n"),
@@ -381,25 +399,24 @@ fn parameters_in_main_cf_and_operations() {
         .bytes(),
     );
     write_old(&file, &text);
-    for (table, key) in [
+    let tables = [
         ("ldap:good", "alice"),
         ("ldap:good", "absent"),
         ("ldap:bad", "alice"),
-    ] {
-        if let Some(found) = difference(&both.sides, table, key) {
-            panic!("{found}");
-        }
-    }
+    ];
+    let tables = tables.map(|(table, key)| (table.to_owned(), key.to_owned(), String::new()));
+    compare_tables(&both.sides, &tables);
     let places = [both.sides.root(), both.sides.root()];
-    for words in [
+    let commands = [
         &["postmap", "-i", "ldap:good"][..],
         &["postmap", "-d", "k", "ldap:good"],
         &["postmap", "-s", "ldap:good"],
         &["postmap", "ldap:good"],
-    ] {
+    ];
+    all_at_once(&commands, |words| {
         both.sides
             .compare(places, words, b"a b\n", false, "operation");
-    }
+    });
 }
 
 /// Keys that were not thought of, under all the rules of folding and UTF-8.
