@@ -65,29 +65,38 @@ mod connection;
 mod entries;
 mod filter;
 mod message;
+mod rules;
 mod servers;
 mod settings;
 mod url;
 
+/// What a table of this type reads, for those who want to do that without a server.
+pub mod rules_of_ldap {
+    pub use super::ber::Malformed;
+    pub use super::filter::{FILTER_LIMIT, encode as encode_filter, quote, quote_name};
+    pub use super::message::{Attribute, Code, Done, Fault, Reply, Scope, first_message, parse};
+    pub use super::rules::Keys;
+    pub use super::url::{BadUrl, Scheme, Url};
+}
+
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
 
 use log::warn;
-use postkeep_remote::config::{Config, ConfigError};
 use postkeep_remote::domain::Domains;
 use postkeep_remote::pool::{Pool, Shared};
 use postkeep_remote::source::{Source, passes, table};
-use postkeep_remote::template::{Answer, Excess, Key, Needs, Template};
+use postkeep_remote::template::{Answer, Excess, Key};
 use postkeep_table::{Flags, LookupError, OpenError, Owner, Printable, Table, TableName, Watch};
 
 use crate::ldap::connection::{ANSWER_LIMIT, Found};
-use crate::ldap::entries::{Attributes, Step, Walk};
-use crate::ldap::message::{Code, Scope, Search};
+use crate::ldap::entries::{Step, Walk};
+use crate::ldap::message::{Code, Scope};
+use crate::ldap::rules::{Keys, LookupLimits, Rules};
 use crate::ldap::servers::{Question, Servers};
-use crate::ldap::settings::{Identification, Settings, Targets};
+use crate::ldap::settings::Settings;
 use crate::ldap::url::Url;
-use crate::table_config::{TableConfig, fault};
+use crate::table_config::TableConfig;
 use crate::table_type::{Capabilities, Request, TableType};
 
 pub(crate) static TABLE_TYPE: TableType = TableType {
@@ -115,43 +124,14 @@ struct Ldap {
     pool: Arc<Pool<Servers>>,
 }
 
-/// What makes a key a search, and entries a result.
-struct Rules {
-    needs: Needs,
-    base: Template,
-    filter: Template,
-    result: Template,
-    scope: Scope,
-    attributes: Attributes,
-}
-
-struct LookupLimits {
-    recursion: usize,
-    expansion: i32,
-    /// Entries of one search; 0 for any number.
-    size: i32,
-    dereference: i32,
-    /// Seconds, which the server is told.
-    seconds: i32,
-    searches: u32,
-    time: Duration,
-}
-
 fn open(request: &Request<'_>) -> Result<Arc<dyn Table>, OpenError> {
     let configured = TableConfig::of_table(request)?;
-    let config = &configured.config;
-    let wrong = |error| fault(&error);
-    // Faults are found in the reference's order.
-    let targets = Targets::read(config).map_err(wrong)?;
-    let (mut rules, seconds) = Rules::read(config).map_err(wrong)?;
-    let domains = configured.domains(request)?;
-    rules.read_attributes(config).map_err(wrong)?;
-    let identification = Identification::read(config).map_err(wrong)?;
-    let limits = LookupLimits::read(config, seconds).map_err(wrong)?;
-    let chase = config.boolean("chase_referrals", false).map_err(wrong)?;
-    let settings = Settings::read(config, targets, identification, chase, seconds);
-    let settings = settings.map_err(wrong)?;
-    config.int("debuglevel", 0, 0, 0).map_err(wrong)?;
+    let Keys {
+        rules,
+        domains,
+        limits,
+        settings,
+    } = Keys::read(&configured.config, || configured.domains(request))?;
     let files = settings.files().map(Path::to_owned).collect();
     let pool = POOLS.get_or_make(settings.clone(), || {
         let limits = settings.limits.clone();
@@ -169,99 +149,6 @@ fn open(request: &Request<'_>) -> Result<Arc<dyn Table>, OpenError> {
         limits,
         pool,
     }))
-}
-
-impl Rules {
-    /// Also `timeout`, which the reference reads between these.
-    fn read(config: &Config) -> Result<(Self, i32), ConfigError> {
-        let name = config.name();
-        let scope = config.text("scope", "sub", 1, 0)?;
-        let scope = match &scope.to_ascii_lowercase()[..] {
-            b"sub" => Scope::Sub,
-            b"one" => Scope::One,
-            b"base" => Scope::Base,
-            _ => {
-                warn!(
-                    "dict_ldap_open: {name}: Unrecognized value {} specified for scope; using sub",
-                    Printable(&scope)
-                );
-                Scope::Sub
-            }
-        };
-        let base = config.text("search_base", "", 0, 0)?;
-        let seconds = config.int("timeout", 10, 0, 0)?;
-        let filter = config.text("query_filter", "(mailacceptinggeneralid=%s)", 0, 0)?;
-        let result = match config.optional("result_format")? {
-            Some(result) => result,
-            None => config.text("result_filter", "%s", 1, 0)?,
-        };
-        let mut needs = Needs::default();
-        let base = needs.query(name, &base)?;
-        let filter_text = filter;
-        let filter = needs.query(name, &filter_text)?;
-        if !filter.is_dynamic() {
-            warn!(
-                "dict_ldap_open: {name}: Fixed query_filter {} is probably useless",
-                Printable(&filter_text)
-            );
-        }
-        let result = needs.result(name, &result)?;
-        let rules = Self {
-            needs,
-            base,
-            filter,
-            result,
-            scope,
-            attributes: Attributes::default(),
-        };
-        Ok((rules, seconds))
-    }
-
-    fn read_attributes(&mut self, config: &Config) -> Result<(), ConfigError> {
-        let list = |key: &str, default: &str| config.text(key, default, 0, 0);
-        self.attributes = Attributes::new(
-            &list("terminal_result_attribute", "")?,
-            &list("leaf_result_attribute", "")?,
-            &list("result_attribute", "maildrop")?,
-            &list("special_result_attribute", "")?,
-        );
-        Ok(())
-    }
-}
-
-impl LookupLimits {
-    /// - `seconds`: the key `timeout`
-    fn read(config: &Config, seconds: i32) -> Result<Self, ConfigError> {
-        let name = config.name();
-        if config.boolean("cache", false)? {
-            warn!("dict_ldap_open: {name} ignoring cache");
-        }
-        for key in ["cache_expiry", "cache_size"] {
-            if config.int(key, -1, 0, 0)? >= 0 {
-                warn!("dict_ldap_open: {name} ignoring {key}");
-            }
-        }
-        let recursion = config.int("recursion_limit", 1000, 1, 0)?;
-        let expansion = config.int("expansion_limit", 0, 0, 0)?;
-        let size = config.int("size_limit", expansion, 0, 0)?;
-        let mut dereference = config.int("dereference", 0, 0, 0)?;
-        if !(0..=3).contains(&dereference) {
-            warn!(
-                "dict_ldap_open: {name} Unrecognized value {dereference} specified for dereference; using 0"
-            );
-            dereference = 0;
-        }
-        let (second, day) = (Duration::from_millis(1), Duration::from_hours(24));
-        Ok(Self {
-            recursion: usize::try_from(recursion).unwrap_or(1),
-            expansion,
-            size: size.max(0),
-            dereference,
-            seconds: seconds.max(0),
-            searches: u32::try_from(config.int("search_limit", 100_000, 1, 0)?).unwrap_or(1),
-            time: config.time("lookup_timeout", Duration::from_secs(1000), second, day)?,
-        })
-    }
 }
 
 impl Source for Ldap {
@@ -332,29 +219,14 @@ impl Ldap {
         attributes: Vec<Vec<u8>>,
         warning: String,
     ) -> Question {
-        let search = Search {
-            base,
-            scope,
-            dereference: self.limits.dereference,
-            size_limit: self.limits.size,
-            time_limit: self.limits.seconds,
-            filter,
-            attributes,
-        };
+        let search = self.limits.search(base, scope, filter, attributes);
         Question { search, warning }
     }
 
     async fn search(&self, key: &Key<'_>) -> Result<Option<Vec<u8>>, LookupError> {
-        let Rules {
-            base: base_template,
-            filter: filter_template,
-            ..
-        } = &self.rules;
-        let (mut base, mut text) = (Vec::new(), Vec::new());
-        key.expand(base_template, filter::quote_name, &mut base);
-        key.expand(filter_template, filter::quote, &mut text);
+        let (base, encoded) = self.rules.base_and_filter(key);
         let warning = "dict_ldap_lookup: Search error".to_owned();
-        let Some(encoded) = filter::encode(&text) else {
+        let Some(encoded) = encoded else {
             let code = Code::FILTER_ERROR;
             return Err(retry(&format_args!(
                 "{warning} {}: {} ",
@@ -368,7 +240,7 @@ impl Ldap {
         match found.code {
             Code::SUCCESS => self.collect(key, found).await,
             // Without the key in it, it is there.
-            Code::NO_SUCH_OBJECT if base_template.is_dynamic() => Ok(None),
+            Code::NO_SUCH_OBJECT if self.rules.base.is_dynamic() => Ok(None),
             code @ Code::NO_SUCH_OBJECT => Err(retry(&format_args!(
                 "dict_ldap_lookup: {}: Search base '{}' not found: {}: {}",
                 self.source(),

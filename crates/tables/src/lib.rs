@@ -36,6 +36,8 @@ pub use file_values::{FileValueError, decode as decode_file_value, read_file_val
 pub use fold::fold_key;
 #[cfg(feature = "http")]
 pub use http::rules_of_http as http_rules;
+#[cfg(feature = "ldap")]
+pub use ldap::rules_of_ldap as ldap_rules;
 pub use pattern_rules::Dialect;
 pub use pattern_table::PatternRules;
 pub use source::{Entry, Style, parse as parse_source};

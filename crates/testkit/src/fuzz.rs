@@ -9,10 +9,12 @@
 
 mod berkeley;
 mod http;
+mod ldap;
 mod lmdb;
 
 pub use berkeley::berkeley_file;
 pub use http::http_rules;
+pub use ldap::{ldap_cf, ldap_replies, ldap_rules};
 pub use lmdb::lmdb_file;
 
 mod patterns;
@@ -49,6 +51,9 @@ pub const TARGETS: &[Target] = &[
     ("cdb_file", cdb_file),
     ("cidr_rules", cidr_rules),
     ("http_rules", http_rules),
+    ("ldap_cf", ldap_cf),
+    ("ldap_replies", ldap_replies),
+    ("ldap_rules", ldap_rules),
     ("lmdb_file", lmdb_file),
     ("main_cf", main_cf),
     ("memcache_replies", memcache_replies),

@@ -26,7 +26,7 @@ pub(super) mod tag {
 /// What came is no such message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("Decoding error")]
-pub(super) struct Malformed;
+pub struct Malformed;
 
 /// Appends an element.
 pub(super) fn put(out: &mut Vec<u8>, tag: u8, contents: &[u8]) {

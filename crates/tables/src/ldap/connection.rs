@@ -11,9 +11,9 @@ use rustls::pki_types::ServerName;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::lookup_host;
 
-use crate::ldap::ber::{Malformed, Reader, frame, tag};
+use crate::ldap::ber::Malformed;
 use crate::ldap::message::{
-    Attribute, Code, Credentials, Done, Reply, Search, bind, parse, start_tls,
+    Attribute, Code, Credentials, Done, Fault, Reply, Search, bind, first_message, parse, start_tls,
 };
 use crate::ldap::settings::{Server, Tls};
 use crate::ldap::url::Scheme;
@@ -23,6 +23,12 @@ const MESSAGE_LIMIT: usize = 4 << 20;
 
 /// The most bytes of all that comes for one search.
 pub(super) const ANSWER_LIMIT: usize = 16 << 20;
+
+/// The most strings of all that comes for one search: those of some bytes each are bounded by [`ANSWER_LIMIT`].
+const STRING_LIMIT: usize = ANSWER_LIMIT / size_of::<Vec<u8>>();
+
+/// How many bytes are read at once at least; what an unused connection keeps room for.
+const CHUNK: usize = 8 << 10;
 
 /// Why there is no connection, or no answer.
 #[derive(Debug, thiserror::Error)]
@@ -45,6 +51,15 @@ pub(super) enum Trouble {
     /// What came is too long.
     #[error("the answer has more than {ANSWER_LIMIT} bytes")]
     TooLong,
+}
+
+impl From<Fault> for Trouble {
+    fn from(fault: Fault) -> Self {
+        match fault {
+            Fault::Malformed(malformed) => Self::Malformed(malformed),
+            Fault::TooMuch => Self::TooLong,
+        }
+    }
 }
 
 /// What a search found.
@@ -79,7 +94,10 @@ fn strength(stream: &Stream) -> u32 {
 /// A connection.
 pub(super) struct Connection {
     stream: Stream,
+    /// What has come; empty when all of it has been taken.
     input: Vec<u8>,
+    /// How many bytes of it have been taken.
+    taken: usize,
     last_id: i32,
     /// Nothing is under way.
     quiet: bool,
@@ -104,6 +122,7 @@ impl Connection {
         let connection = Self {
             stream,
             input: Vec::new(),
+            taken: 0,
             last_id: 0,
             quiet: true,
         };
@@ -187,9 +206,9 @@ impl Connection {
         self.write(&search.message(id)).await?;
         let mut entries = Vec::new();
         let mut references = Vec::new();
-        let mut size = 0;
+        let (mut size, mut room) = (0, STRING_LIMIT);
         loop {
-            let (length, reply) = self.read(id).await?;
+            let (length, reply) = self.read(id, &mut room).await?;
             size += length;
             if size > ANSWER_LIMIT {
                 return Err(Trouble::TooLong);
@@ -220,8 +239,9 @@ impl Connection {
     async fn request(&mut self, id: i32, message: &[u8]) -> Result<Code, Trouble> {
         self.quiet = false;
         self.write(message).await?;
+        let mut room = STRING_LIMIT;
         loop {
-            match self.read(id).await? {
+            match self.read(id, &mut room).await? {
                 (_, Reply::Done(done)) => {
                     self.quiet = true;
                     return Ok(done.code);
@@ -238,32 +258,29 @@ impl Connection {
     }
 
     /// The next answer to this request, and its length.
-    async fn read(&mut self, id: i32) -> Result<(usize, Reply), Trouble> {
+    ///
+    /// - `room`: how many more strings there may be
+    async fn read(&mut self, id: i32, room: &mut usize) -> Result<(usize, Reply), Trouble> {
         let length = loop {
-            if self
-                .input
-                .first()
-                .is_some_and(|&first| first != tag::SEQUENCE)
-            {
-                return Err(Malformed.into());
+            if let Some(length) = first_message(&self.input[self.taken..], MESSAGE_LIMIT)? {
+                break length;
             }
-            if let Some((head, contents)) = frame(&self.input)? {
-                let length = head.saturating_add(contents);
-                if length > MESSAGE_LIMIT {
-                    return Err(Trouble::TooLong);
-                }
-                if self.input.len() >= length {
-                    break length;
-                }
-            }
-            self.input.reserve(8 << 10);
+            // Not after each message: there can be many small ones in what has come.
+            self.input.drain(..self.taken);
+            self.taken = 0;
+            self.input.reserve(CHUNK);
             if self.stream.read_buf(&mut self.input).await? == 0 {
                 return Err(Trouble::Lost(io::ErrorKind::UnexpectedEof.into()));
             }
         };
-        let contents = Reader(&self.input[..length]).expect(tag::SEQUENCE)?;
-        let (answers, reply) = parse(contents)?;
-        self.input.drain(..length);
+        let end = self.taken + length;
+        let (answers, reply) = parse(&self.input[self.taken..end], room)?;
+        self.taken = end;
+        if end == self.input.len() {
+            self.input.clear();
+            self.input.shrink_to(CHUNK);
+            self.taken = 0;
+        }
         match answers {
             _ if answers == id => Ok((length, reply)),
             // The server says goodbye.

@@ -11,6 +11,9 @@ use crate::ldap::ber::{put, put_with, tag};
 /// How deep filters may be inside each other.
 const DEPTH: usize = 50;
 
+/// The most bytes of a filter: it may come from a server, and is read once for each level.
+pub const FILTER_LIMIT: usize = 256 << 10;
+
 mod choice {
     use super::tag::{context, holding};
 
@@ -27,7 +30,7 @@ mod choice {
 }
 
 /// Quotes a part of a key for a filter.
-pub(super) fn quote(part: &[u8], out: &mut Vec<u8>) {
+pub fn quote(part: &[u8], out: &mut Vec<u8>) {
     for &byte in part {
         match byte {
             b'*' => out.extend_from_slice(b"\\2A"),
@@ -43,7 +46,7 @@ pub(super) fn quote(part: &[u8], out: &mut Vec<u8>) {
 ///
 /// # References
 /// RFC 4514.
-pub(super) fn quote_name(part: &[u8], out: &mut Vec<u8>) {
+pub fn quote_name(part: &[u8], out: &mut Vec<u8>) {
     for &byte in part {
         if b" \t\"#+,;<>\\".contains(&byte) {
             out.extend_from_slice(format!("\\{byte:02X}").as_bytes());
@@ -53,8 +56,11 @@ pub(super) fn quote_name(part: &[u8], out: &mut Vec<u8>) {
     }
 }
 
-/// The filter in the form of messages; `None` when the text is none.
-pub(super) fn encode(text: &[u8]) -> Option<Vec<u8>> {
+/// The filter in the form of messages; `None` when the text is none, or has more than [`FILTER_LIMIT`] bytes.
+pub fn encode(text: &[u8]) -> Option<Vec<u8>> {
+    if text.len() > FILTER_LIMIT {
+        return None;
+    }
     let mut out = Vec::new();
     filter(text, DEPTH, &mut out)?;
     Some(out)
@@ -351,6 +357,9 @@ mod tests {
         assert!(encode(nested(DEPTH).as_bytes()).is_some());
         assert!(encode(nested(DEPTH + 1).as_bytes()).is_none());
         assert!(encode(nested(50_000).as_bytes()).is_none());
+        let long = |length| format!("(a={})", "b".repeat(length - 4));
+        assert!(encode(long(FILTER_LIMIT).as_bytes()).is_some());
+        assert!(encode(long(FILTER_LIMIT + 1).as_bytes()).is_none());
     }
 
     #[test]

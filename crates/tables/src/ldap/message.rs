@@ -3,7 +3,7 @@
 //! # References
 //! RFC 4511, section 4.
 
-use crate::ldap::ber::{Malformed, Reader, put, put_number, put_with, tag};
+use crate::ldap::ber::{Malformed, Reader, frame, put, put_number, put_with, tag};
 
 /// Tags of operations.
 mod operation {
@@ -23,9 +23,12 @@ const START_TLS: &[u8] = b"1.3.6.1.4.1.1466.20037";
 
 /// How far below its base a search goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Scope {
+pub enum Scope {
+    /// The base alone.
     Base = 0,
+    /// What is right below it.
     One = 1,
+    /// The base and all below it.
     Sub = 2,
 }
 
@@ -44,7 +47,7 @@ impl Scope {
 
 /// A result code of the protocol, or one below zero, of the reference's library.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Code(pub(super) i32);
+pub struct Code(pub i32);
 
 impl Code {
     pub(super) const SUCCESS: Self = Self(0);
@@ -229,22 +232,25 @@ pub(super) fn start_tls(id: i32) -> Vec<u8> {
 
 /// An attribute of an entry, with its values.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Attribute {
-    pub(super) name: Vec<u8>,
-    pub(super) values: Vec<Vec<u8>>,
+pub struct Attribute {
+    /// With its options.
+    pub name: Vec<u8>,
+    /// Any bytes.
+    pub values: Vec<Vec<u8>>,
 }
 
 /// How an operation ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Done {
-    pub(super) code: Code,
+pub struct Done {
+    /// Zero for success.
+    pub code: Code,
     /// URLs of servers that know more.
-    pub(super) referrals: Vec<Vec<u8>>,
+    pub referrals: Vec<Vec<u8>>,
 }
 
 /// What a server says.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Reply {
+pub enum Reply {
     /// One found entry.
     Entry(Vec<Attribute>),
     /// URLs of servers, any of which knows a part of what was searched for.
@@ -257,51 +263,90 @@ pub(super) enum Reply {
     Other,
 }
 
-/// Takes an answer apart: its number and what it says. The number is 0 for what nobody asked for.
-pub(super) fn parse(contents: &[u8]) -> Result<(i32, Reply), Malformed> {
-    let mut reader = Reader(contents);
+/// Why what came cannot be used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Fault {
+    /// It is no message.
+    #[error(transparent)]
+    Malformed(#[from] Malformed),
+    /// It is longer than it may be, or has more strings.
+    #[error("too much for an answer")]
+    TooMuch,
+}
+
+/// The length of the message that comes first; `None` when more bytes are needed to tell, or for the message.
+///
+/// # Errors
+/// [`Fault`]; as soon as the message is known to have more than `limit` bytes.
+pub fn first_message(input: &[u8], limit: usize) -> Result<Option<usize>, Fault> {
+    if input.first().is_some_and(|&first| first != tag::SEQUENCE) {
+        return Err(Malformed.into());
+    }
+    let Some((head, contents)) = frame(input)? else {
+        return Ok(None);
+    };
+    let length = head.saturating_add(contents);
+    if length > limit {
+        return Err(Fault::TooMuch);
+    }
+    Ok((input.len() >= length).then_some(length))
+}
+
+/// Takes a message apart: its number and what it says. The number is 0 for what nobody asked for.
+///
+/// - `room`: how many more strings there may be. One can be as short as two bytes, and takes more when it is held.
+///
+/// # Errors
+/// [`Fault`].
+pub fn parse(message: &[u8], room: &mut usize) -> Result<(i32, Reply), Fault> {
+    let mut reader = Reader(Reader(message).expect(tag::SEQUENCE)?);
     let id = reader.number(tag::INTEGER)?;
     let (operation, contents) = reader.next()?;
     let mut inner = Reader(contents);
     let reply = match operation {
-        operation::ENTRY => Reply::Entry(entry(&mut inner)?),
-        operation::REFERENCE => Reply::Reference(strings(&mut inner)?),
-        operation::SEARCH_DONE => Reply::SearchDone(done(&mut inner)?),
-        operation::BIND_DONE | operation::EXTENDED_DONE => Reply::Done(done(&mut inner)?),
+        operation::ENTRY => Reply::Entry(entry(&mut inner, room)?),
+        operation::REFERENCE => Reply::Reference(strings(&mut inner, room)?),
+        operation::SEARCH_DONE => Reply::SearchDone(done(&mut inner, room)?),
+        operation::BIND_DONE | operation::EXTENDED_DONE => Reply::Done(done(&mut inner, room)?),
         operation::INTERMEDIATE => Reply::Other,
-        _ => return Err(Malformed),
+        _ => return Err(Malformed.into()),
     };
     Ok((id, reply))
 }
 
-fn entry(reader: &mut Reader<'_>) -> Result<Vec<Attribute>, Malformed> {
+fn string(reader: &mut Reader<'_>, room: &mut usize) -> Result<Vec<u8>, Fault> {
+    *room = room.checked_sub(1).ok_or(Fault::TooMuch)?;
+    Ok(reader.expect(tag::OCTETS)?.to_vec())
+}
+
+fn strings(reader: &mut Reader<'_>, room: &mut usize) -> Result<Vec<Vec<u8>>, Fault> {
+    let mut strings = Vec::new();
+    while reader.peek().is_some() {
+        strings.push(string(reader, room)?);
+    }
+    Ok(strings)
+}
+
+fn entry(reader: &mut Reader<'_>, room: &mut usize) -> Result<Vec<Attribute>, Fault> {
     reader.expect(tag::OCTETS)?;
     let mut list = Reader(reader.expect(tag::SEQUENCE)?);
     let mut attributes = Vec::new();
     while list.peek().is_some() {
         let mut attribute = Reader(list.expect(tag::SEQUENCE)?);
-        let name = attribute.expect(tag::OCTETS)?.to_vec();
-        let values = strings(&mut Reader(attribute.expect(tag::SET)?))?;
+        let name = string(&mut attribute, room)?;
+        let values = strings(&mut Reader(attribute.expect(tag::SET)?), room)?;
         attributes.push(Attribute { name, values });
     }
     Ok(attributes)
 }
 
-fn strings(reader: &mut Reader<'_>) -> Result<Vec<Vec<u8>>, Malformed> {
-    let mut strings = Vec::new();
-    while reader.peek().is_some() {
-        strings.push(reader.expect(tag::OCTETS)?.to_vec());
-    }
-    Ok(strings)
-}
-
-fn done(reader: &mut Reader<'_>) -> Result<Done, Malformed> {
+fn done(reader: &mut Reader<'_>, room: &mut usize) -> Result<Done, Fault> {
     let code = Code(reader.number(tag::ENUMERATED)?);
     reader.expect(tag::OCTETS)?;
     reader.expect(tag::OCTETS)?;
     let mut referrals = Vec::new();
     if reader.peek() == Some(tag::holding(3)) {
-        referrals = strings(&mut Reader(reader.expect(tag::holding(3))?))?;
+        referrals = strings(&mut Reader(reader.expect(tag::holding(3))?), room)?;
     }
     Ok(Done { code, referrals })
 }
@@ -312,8 +357,8 @@ mod tests {
 
     use super::*;
 
-    fn inside(message: &[u8]) -> &[u8] {
-        Reader(message).expect(tag::SEQUENCE).unwrap()
+    fn parsed(message: &[u8]) -> Result<(i32, Reply), Fault> {
+        parse(message, &mut 10)
     }
 
     #[test]
@@ -359,27 +404,38 @@ mod tests {
             name: b"a".to_vec(),
             values: vec![Vec::new(), Vec::new()],
         };
-        assert_eq!(
-            parse(inside(message)),
-            Ok((2, Reply::Entry(vec![attribute])))
-        );
+        assert_eq!(parsed(message), Ok((2, Reply::Entry(vec![attribute]))));
         let message = b"\x30\x11\x02\x01\x02\x65\x0c\x0a\x01\x0a\x04\x00\x04\x00\xa3\x03\x04\x01u";
         let done = Done {
             code: Code::REFERRAL,
             referrals: vec![b"u".to_vec()],
         };
-        assert_eq!(parse(inside(message)), Ok((2, Reply::SearchDone(done))));
-        assert_eq!(parse(b"\x02\x01\x02\x42\x00"), Err(Malformed));
+        assert_eq!(parsed(message), Ok((2, Reply::SearchDone(done))));
+        let message = b"\x30\x05\x02\x01\x02\x42\x00";
+        assert_eq!(parsed(message), Err(Malformed.into()));
         assert_eq!(Code(4).text(), "Size limit exceeded");
         assert_eq!(Code(15).text(), "Unknown error");
+    }
+
+    #[test]
+    fn more_than_an_answer_may_have() {
+        let message = b"\x30\x15\x02\x01\x02\x64\x10\x04\x01d\x30\x0b\x30\x09\x04\x01a\x31\x04\x04\x00\x04\x00";
+        let mut room = 4;
+        parse(message, &mut room).unwrap();
+        assert_eq!(room, 1);
+        assert_eq!(parse(message, &mut room), Err(Fault::TooMuch));
+        assert_eq!(first_message(message, 23), Ok(Some(23)));
+        assert_eq!(first_message(message, 22), Err(Fault::TooMuch));
+        assert_eq!(first_message(&message[..22], 23), Ok(None));
+        assert_eq!(first_message(b"\x31", 23), Err(Malformed.into()));
     }
 
     proptest! {
         #[test]
         fn any_bytes_are_a_reply_or_not(bytes: Vec<u8>, operation in 0x60_u8..0x7a) {
-            let _ = parse(&bytes);
+            let _ = parsed(&bytes);
             let whole = message(1, |out| put(out, operation, &bytes));
-            let _ = parse(inside(&whole));
+            let _ = parsed(&whole);
         }
     }
 }

@@ -7,9 +7,12 @@ use crate::ldap::message::Scope;
 
 /// What is between `ldap` and `://`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(super) enum Scheme {
+pub enum Scheme {
+    /// TCP.
     Ldap,
+    /// TLS.
     Ldaps,
+    /// A UNIX-domain socket.
     Ldapi,
 }
 
@@ -25,27 +28,37 @@ impl Scheme {
 
 /// A URL that was taken apart.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Url {
-    pub(super) scheme: Scheme,
+pub struct Url {
+    /// How to connect.
+    pub scheme: Scheme,
     /// A host, an address, or the path of a socket; may be empty.
-    pub(super) host: Vec<u8>,
-    pub(super) port: Option<u16>,
+    pub host: Vec<u8>,
+    /// `None` for that of the scheme.
+    pub port: Option<u16>,
     /// The name of the entry to search from; `None` when the URL ends before it.
-    pub(super) base: Option<Vec<u8>>,
+    pub base: Option<Vec<u8>>,
     /// None means all.
-    pub(super) attributes: Vec<Vec<u8>>,
-    pub(super) scope: Option<Scope>,
-    pub(super) filter: Option<Vec<u8>>,
+    pub attributes: Vec<Vec<u8>>,
+    /// How far below the base.
+    pub scope: Option<Scope>,
+    /// In its text form.
+    pub filter: Option<Vec<u8>>,
 }
 
 /// Why a text is no URL; the numbers are those of the reference's library.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum BadUrl {
+pub enum BadUrl {
+    /// It does not begin as one.
     Scheme = 3,
+    /// It begins with `<` and does not end with `>`.
     Enclosure = 4,
+    /// The port is none, or there are too many parts.
     Form = 5,
+    /// A word that is no scope.
     Scope = 8,
+    /// An empty filter.
     Filter = 9,
+    /// Extensions without any.
     Extensions = 10,
 }
 
@@ -72,7 +85,11 @@ fn without_prefix(text: &[u8]) -> Option<(Scheme, &[u8], bool)> {
 }
 
 impl Url {
-    pub(super) fn parse(text: &[u8]) -> Result<Self, BadUrl> {
+    /// Takes it apart.
+    ///
+    /// # Errors
+    /// [`BadUrl`].
+    pub fn parse(text: &[u8]) -> Result<Self, BadUrl> {
         let (scheme, mut rest, enclosed) = without_prefix(text).ok_or(BadUrl::Scheme)?;
         if enclosed {
             rest = rest.strip_suffix(b">").ok_or(BadUrl::Enclosure)?;
