@@ -8,6 +8,7 @@ mod report;
 mod sessions;
 mod slow;
 mod targets;
+mod updates;
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -373,6 +374,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
 
     let mut report = Report::default();
     lookups::run(&bench, &mut report);
+    updates::run(&bench, &mut report);
     slow::run(&bench, &mut report);
     sessions::run(&bench, &mut report);
     expiry::run(&bench, &mut report);

@@ -11,11 +11,18 @@
 //!
 //! Creating a table replaces all entries in one transaction: when it fails the old ones are still there.
 //!
-//! Differences from the reference: lookups take no lock, and every other access is locked, whatever the flags say;
-//! adding entries holds an exclusive lock throughout; a record is stored however often the limit must be doubled, and
-//! a source is not read twice for that; a file that is shorter than its contents is an error and not the end of the
-//! process, and is opened again; both forms of a key are tried each time; a walk goes on when its entry was deleted.
-//! For a daemon an empty key is not found.
+//! In a daemon, updates and deletes that come while another one is brought to the disk are committed together when that is
+//! done, as many as there are (128 at most), in the order in which they came. A client gets its answer after the commit that
+//! holds its change. A commit that fails is done again for each change alone, so each client gets the answer to its own.
+//!
+//! Differences from the reference: changes share commits; lookups take no lock, and every other access is locked,
+//! whatever the flags say; adding entries holds an exclusive lock throughout; a record is stored however often the
+//! limit must be doubled, and a source is not read twice for that; a file that is shorter than its contents is an
+//! error and not the end of the process, and is opened again; both forms of a key are tried each time; a walk goes
+//! on when its entry was deleted. For a daemon an empty key is not found.
+
+mod group;
+mod line;
 
 use std::collections::BTreeMap;
 use std::os::unix::ffi::OsStrExt as _;
@@ -25,7 +32,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 
 use arc_swap::ArcSwap;
-use postkeep_sys::lmdb::{Environment, Error, Options, Unlocked};
+use postkeep_sys::lmdb::{Environment, Error, Options, Unlocked, Writer};
 use postkeep_sys::lock::Kind;
 use postkeep_table::{
     Access, Cursor, Flags, Latency, LookupError, OpenError, Outcome, Owner, Printable, Step, Table,
@@ -35,6 +42,8 @@ use postkeep_table::{
 use crate::indexed::{self, Form, duplicate, forms, text, warn_when_older, with_suffix};
 use crate::table_type::{Capabilities, Request, TableType};
 use crate::{BuildError, BuildMode, Builder, Caller};
+
+use group::{Group, Store};
 
 pub(crate) static TABLE_TYPE: TableType = TableType {
     name: "lmdb",
@@ -61,6 +70,47 @@ struct Lmdb {
     /// The form in which a key was found: 0 not known, 1 with NUL, 2 plain.
     seen: AtomicU8,
     owner: Owner,
+    group: Group<Change, Error>,
+}
+
+/// What somebody wants to change.
+enum Change {
+    Put {
+        key: Vec<u8>,
+        value: Vec<u8>,
+        replace: bool,
+    },
+    /// Deletes the first of these that is there.
+    Delete([Option<Vec<u8>>; 2]),
+}
+
+impl Change {
+    /// What it takes in the file, about (bytes).
+    fn bytes(&self) -> usize {
+        match self {
+            Self::Put { key, value, .. } => key.len() + value.len(),
+            Self::Delete(_) => 0,
+        }
+    }
+
+    /// Whether the entry is new or replaced, or was there to be deleted.
+    fn make(&self, writer: &mut Writer<'_>) -> Result<bool, Error> {
+        match self {
+            Self::Put {
+                key,
+                value,
+                replace,
+            } => writer.put(key, value, *replace),
+            Self::Delete(keys) => {
+                for key in keys.iter().flatten() {
+                    if writer.delete(key)? {
+                        return Ok(true);
+                    }
+                }
+                Ok(false)
+            }
+        }
+    }
 }
 
 fn open(request: &Request<'_>) -> Result<Arc<dyn Table>, OpenError> {
@@ -85,6 +135,7 @@ fn open_table(request: &Request<'_>) -> Result<Lmdb, OpenError> {
         environment: ArcSwap::from_pointee(environment),
         seen: AtomicU8::new(0),
         owner: metadata.map_or(Owner::Unknown, |metadata| indexed::owner(metadata.uid())),
+        group: Group::default(),
     })
 }
 
@@ -136,13 +187,9 @@ impl Lmdb {
     }
 
     /// Runs an operation, a second time on the file as it is now when the open one is damaged.
-    fn with<R>(
-        &self,
-        doing: &str,
-        operation: impl Fn(&Environment) -> Result<R, Error>,
-    ) -> Result<R, LookupError> {
+    fn with<R>(&self, operation: impl Fn(&Environment) -> Result<R, Error>) -> Result<R, Error> {
         let environment = self.current();
-        let result = operation(&environment).or_else(|error| {
+        operation(&environment).or_else(|error| {
             if !error.is_damage() {
                 return Err(error);
             }
@@ -150,8 +197,18 @@ impl Lmdb {
             let result = operation(&fresh)?;
             self.environment.store(fresh);
             Ok(result)
-        });
-        result.map_err(|error| self.failure(doing, error))
+        })
+    }
+
+    /// Makes a change that is safe on the disk when this returns.
+    fn change(&self, doing: &str, change: Change) -> Result<bool, LookupError> {
+        match self.group.commit(change.bytes(), change, self) {
+            Some(result) => result.map_err(|error| self.failure(doing, error)),
+            None => Err(LookupError::Retry(format!(
+                "error {doing} {}: the thread that was to commit it has ended",
+                self.name
+            ))),
+        }
     }
 
     fn failure(&self, doing: &str, error: Error) -> LookupError {
@@ -289,11 +346,12 @@ impl Table for Lmdb {
             // Another file may have its name by now.
             Err(error) if error.is_damage() && self.is_replaced(&environment) => {
                 let value = std::cell::RefCell::new(value);
-                self.with("reading", |environment| {
+                let found = self.with(|environment| {
                     self.find(flags, key, &mut value.borrow_mut(), |keys, value| {
                         environment.find(keys, value)
                     })
-                })?
+                });
+                found.map_err(|error| self.failure("reading", error))?
             }
             found => found.map_err(|error| self.failure("reading", error))?,
         };
@@ -320,10 +378,12 @@ impl Table for Lmdb {
         let stored_key = stored(key, form, &mut buffer)
             .filter(|key| !key.is_empty())
             .ok_or_else(|| self.failure("updating", Error::BAD_KEY_SIZE))?;
-        let stored_value = stored_value(value, form);
-        let new = self.with("updating", |environment| {
-            environment.write(|writer| writer.put(stored_key, &stored_value, replace))
-        })?;
+        let change = Change::Put {
+            key: stored_key.to_vec(),
+            value: stored_value(value, form),
+            replace,
+        };
+        let new = self.change("updating", change)?;
         if new {
             return Ok(Outcome::Done);
         }
@@ -334,19 +394,12 @@ impl Table for Lmdb {
     }
 
     fn delete(&self, flags: Flags, key: &[u8]) -> Result<Outcome, LookupError> {
-        let deleted = self.with("deleting from", |environment| {
-            environment.write(|writer| {
-                let mut buffer = [0; LONGEST_KEY];
-                for &form in forms(self.flags, flags) {
-                    if let Some(stored) = stored(key, form, &mut buffer)
-                        && writer.delete(stored)?
-                    {
-                        return Ok(true);
-                    }
-                }
-                Ok(false)
-            })
-        })?;
+        let mut buffer = [0; LONGEST_KEY];
+        let mut keys = [None, None];
+        for (place, form) in keys.iter_mut().zip(forms(self.flags, flags)) {
+            *place = stored(key, *form, &mut buffer).map(<[u8]>::to_vec);
+        }
+        let deleted = self.change("deleting from", Change::Delete(keys))?;
         Ok(if deleted {
             Outcome::Done
         } else {
@@ -365,12 +418,13 @@ impl Table for Lmdb {
         if step == Step::First {
             *cursor = Cursor::default();
         }
-        let entry = self.with("seeking", |environment| {
+        let entry = self.with(|environment| {
             environment.read(|reader| {
                 let entry = reader.after(cursor.key.as_deref())?;
                 Ok(entry.map(|(key, value)| (key.to_vec(), value.to_vec())))
             })?
-        })?;
+        });
+        let entry = entry.map_err(|error| self.failure("seeking", error))?;
         let Some((found_key, found_value)) = entry else {
             return Ok(Outcome::Absent);
         };
@@ -390,6 +444,22 @@ impl Table for Lmdb {
 
     fn owner(&self) -> Owner {
         self.owner
+    }
+}
+
+impl Store for Lmdb {
+    type Change = Change;
+    type Error = Error;
+
+    fn apply<'c>(&self, changes: &dyn Fn() -> Vec<&'c Change>) -> Result<Vec<bool>, Error> {
+        self.with(|environment| {
+            environment.write(|writer| {
+                changes()
+                    .into_iter()
+                    .map(|change| change.make(writer))
+                    .collect()
+            })
+        })
     }
 }
 

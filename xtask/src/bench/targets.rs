@@ -9,6 +9,7 @@ pub(crate) const ROWS: &[&str] = &[
     "lookup cdb",
     "lookup lmdb",
     "lookup hash",
+    "update lmdb",
     "pattern pcre 2000 late",
     "pattern pcre 2000 never",
     "pattern regexp 2000 late",

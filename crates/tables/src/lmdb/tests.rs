@@ -257,3 +257,72 @@ fn what_cannot_be_opened_has_the_reference_s_reason() {
     std::fs::create_dir(&place.file).unwrap();
     assert_eq!(reason(), "Is a directory");
 }
+
+/// The number of the newest transaction: in the page header and description at the start of pages 0 and 1.
+fn transaction(file: &std::path::Path) -> u64 {
+    let bytes = std::fs::read(file).unwrap();
+    let number = |page: usize| {
+        let start = page * 4096 + 16 + 4 + 4 + 8 + 8 + 2 * 48 + 8;
+        u64::from_ne_bytes(bytes[start..start + 8].try_into().unwrap())
+    };
+    number(0).max(number(1))
+}
+
+#[test]
+fn changes_that_come_meanwhile_share_a_transaction_whatever_the_size_of_the_map() {
+    const THREADS: usize = 12;
+    let place = place(Caller::Daemon);
+    place.create(FOLD, &[("gone", "1"), ("kept", "2")]);
+    let table = open_table(&Request {
+        registry: &place.registry,
+        context: place.registry.context(),
+        name: &place.name,
+        access: Access::ReadWrite,
+        flags: Flags::empty(),
+        depth: 0,
+        utf8: false,
+    })
+    .unwrap();
+    let before = transaction(&place.file);
+    let options = Options {
+        write: true,
+        map_size: 10_240,
+    };
+    let other = Environment::open(&place.file, options).unwrap();
+    other.hold(Kind::Exclusive).unwrap();
+    // Far more than the map has room for.
+    let value = |number: usize| vec![b'v'; 2000 * (number + 1)];
+    std::thread::scope(|scope| {
+        let table = &table;
+        for number in 0..THREADS {
+            scope.spawn(move || {
+                let key = format!("k{number:02}");
+                let outcome = table.update(Flags::DUP_REPLACE, key.as_bytes(), &value(number));
+                assert_eq!(outcome.unwrap(), Outcome::Done);
+            });
+        }
+        // Both ask to delete one entry that is there, so one of them does; a key that cannot be stored bothers nobody.
+        let deletes = [(); 2].map(|()| scope.spawn(move || table.delete(FOLD, b"gone").unwrap()));
+        let refused = table.update(FOLD, &[b'k'; 511], b"v");
+        assert!(
+            matches!(refused, Err(LookupError::Config(_))),
+            "{refused:?}"
+        );
+        while table.group.waiting() < THREADS + 2 {
+            std::thread::yield_now();
+        }
+        assert_eq!(transaction(&place.file), before);
+        drop(other);
+        let mut outcomes = deletes.map(|delete| delete.join().unwrap());
+        outcomes.sort_unstable_by_key(|outcome| *outcome == Outcome::Absent);
+        assert_eq!(outcomes, [Outcome::Done, Outcome::Absent]);
+    });
+    assert_eq!(transaction(&place.file), before + 1);
+    let table = place.open(Access::Read, Flags::empty());
+    for number in 0..THREADS {
+        let wanted = String::from_utf8(value(number)).unwrap();
+        assert_eq!(answer(&table, &format!("k{number:02}")), Some(wanted));
+    }
+    assert_eq!(answer(&table, "kept").as_deref(), Some("2"));
+    assert_eq!(list(&table).len(), THREADS + 1);
+}
