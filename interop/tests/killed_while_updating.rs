@@ -1,5 +1,5 @@
-//! proxywrite with an `lmdb:` table is killed while several clients change it: what was acknowledged is there afterwards,
-//! what was not is there as a whole or not at all, and Postfix reads the file. A change that the disk refuses fails for
+//! proxywrite is killed while several clients change a table of it: what was acknowledged is there afterwards, what was not
+//! is there as a whole or not at all, and Postfix reads the file. A change that the disk refuses fails for
 //! its own client only.
 //!
 //! `POSTKEEP_KILLS` in the environment is how often it is killed; 60 otherwise.
@@ -175,16 +175,30 @@ fn list(sides: &Sides, table: &str) -> Result<BTreeMap<String, String>> {
     Ok(entries)
 }
 
-fn place(name: &str) -> Result<(Scratch, String)> {
-    let place = Scratch::new(name)?;
+fn place(name: &str, kind: &str) -> Result<(Scratch, String)> {
+    let place = Scratch::new(&format!("{name}-{kind}"))?;
     let directory = place.directory("tables", 0o755)?;
     scratch::give_to("postfix", &directory)?;
-    let table = format!("lmdb:{}/t", directory.display());
+    let table = format!("{kind}:{}/t", directory.display());
     Ok((place, table))
 }
 
 #[test]
-fn what_was_acknowledged_survives_a_kill() -> Result<()> {
+fn what_was_acknowledged_in_lmdb_survives_a_kill() -> Result<()> {
+    survives_kills("lmdb")
+}
+
+#[test]
+fn what_was_acknowledged_in_hash_survives_a_kill() -> Result<()> {
+    survives_kills("hash")
+}
+
+#[test]
+fn what_was_acknowledged_in_btree_survives_a_kill() -> Result<()> {
+    survives_kills("btree")
+}
+
+fn survives_kills(kind: &str) -> Result<()> {
     let Some(sides) = Sides::new() else {
         return Ok(());
     };
@@ -192,7 +206,7 @@ fn what_was_acknowledged_survives_a_kill() -> Result<()> {
         Ok(kills) => kills.parse()?,
         Err(_) => 60,
     };
-    let (_place, table) = place("killed")?;
+    let (_place, table) = place("killed", kind)?;
     let mut owners: Vec<Owner> = (0..CLIENTS).map(Owner::new).collect();
     let mut random = Random(0x1234_5678_9ABC);
     let mut made = 0;
@@ -234,7 +248,7 @@ fn what_was_acknowledged_survives_a_kill() -> Result<()> {
     }
     let acknowledged: u64 = owners.iter().map(|owner| owner.acknowledged).sum();
     println!(
-        "{kills} kills: {acknowledged} changes were acknowledged and are there; {made} were made and not acknowledged"
+        "{kind}, {kills} kills: {acknowledged} changes were acknowledged and are there; {made} were made and not acknowledged"
     );
     ensure!(acknowledged > kills, "hardly anything was done");
     Ok(())
@@ -245,7 +259,7 @@ fn what_the_disk_refuses_fails_for_its_own_client_only() -> Result<()> {
     let Some(ours) = postkeep_binary() else {
         return Ok(());
     };
-    let (place, table) = place("refused")?;
+    let (place, table) = place("refused", "lmdb")?;
     // A limit on the size of files stands for a full disk; the signal that comes with it is ignored.
     let script = format!(
         "#!/bin/bash\ntrap '' XFSZ\nulimit -f 400\nexec -a proxymap {} \"$@\"\n",
