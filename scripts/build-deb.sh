@@ -28,7 +28,8 @@ for page in man/*; do
     gzip -9n <"$page" >"$root/usr/share/man/man$section/$(basename "$page").gz"
 done
 doc="$root/usr/share/doc/postkeep"
-install -D -m 644 -t "$doc" README.md docs/compatibility.md docs/tables.md
+install -D -m 644 -t "$doc" README.md docs/compatibility.md docs/tables.md docs/metrics.md
+install -D -m 644 -t "$doc/examples" packaging/monitoring/*
 gzip -9n <CHANGELOG.md >"$doc/changelog.gz"
 {
     echo 'Under the MIT or the Apache 2.0 licence, as you like. The latter is in /usr/share/common-licenses/Apache-2.0.'

@@ -37,6 +37,8 @@ pub(crate) struct Confinement {
     wanted: bool,
     /// `postkeep_least_privilege_paths`
     also: Vec<PathBuf>,
+    /// TCP ports on which metrics are served, also when they become free only later.
+    ports: Vec<u16>,
 }
 
 impl Confinement {
@@ -63,7 +65,13 @@ impl Confinement {
             also: split_list(&paths)
                 .map(|path| PathBuf::from(OsStr::from_bytes(path)))
                 .collect(),
+            ports: Vec::new(),
         })
+    }
+
+    /// Keeps the right to listen on these ports.
+    pub(crate) fn listens_on(&mut self, ports: impl Iterator<Item = u16>) {
+        self.ports.extend(ports);
     }
 
     /// Gives up all but `reach`, if that is wanted; once.
@@ -74,6 +82,7 @@ impl Confinement {
         reach.readable.extend(READABLE.map(PathBuf::from));
         reach.readable.push(config_directory.to_owned());
         reach.readable.append(&mut self.also);
+        reach.ports.append(&mut self.ports);
         reach.writable.extend(WRITABLE.map(PathBuf::from));
         let missing: Vec<&str> = [
             told(

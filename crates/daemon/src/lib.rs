@@ -44,6 +44,7 @@
 //! ```
 //!
 //! Modules that commands use as well: [`logging`], [`configuration`], [`blocking`]. What clients may take up: [`limits`].
+//! Numbers for a monitoring system: [`metrics`].
 //!
 //! # References
 //! Postfix `multi_server.c`, `master_proto.h`; master(5), master(8).
@@ -53,6 +54,7 @@ pub mod blocking;
 pub mod configuration;
 pub mod limits;
 pub mod logging;
+pub mod metrics;
 
 mod census;
 mod confinement;

@@ -5,6 +5,7 @@
 //! then one a minute.
 
 use std::fmt;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -121,6 +122,7 @@ pub const REQUEST_SIZE: &str = "postkeep_request_size_limit";
 pub struct Complaint {
     remedy: &'static str,
     throttle: Mutex<Throttle>,
+    reached: AtomicU64,
 }
 
 impl Complaint {
@@ -129,11 +131,18 @@ impl Complaint {
         Self {
             remedy,
             throttle: Mutex::new(Throttle::new()),
+            reached: AtomicU64::new(0),
         }
+    }
+
+    /// How often somebody has gone beyond the limit, for metrics.
+    pub fn reached(&self) -> u64 {
+        self.reached.load(Ordering::Relaxed)
     }
 
     /// Somebody has gone beyond the limit; `text` says who, and how far.
     pub fn say(&self, now: Instant, text: fmt::Arguments<'_>) {
+        self.reached.fetch_add(1, Ordering::Relaxed);
         let admitted = self
             .throttle
             .lock()

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use postkeep_wire::duplex::{Inbox, Outbox};
 
+use crate::metrics::Page;
 use crate::waker::Waker;
 
 /// Attributes that a connection was handed over with by the `pass` transport: names and values, in order.
@@ -112,6 +113,12 @@ pub trait Service: Send + Sync + 'static {
     /// Called on the control thread before each accept. May end the process: the connection then stays in the
     /// queue of the socket, for the next process.
     fn before_accept(&self) {}
+
+    /// Adds what the service has counted to a page of metrics. Called on a thread of its own, when somebody asks for the
+    /// page; must not hold a lock for long.
+    fn describe(&self, page: &mut Page) {
+        let _ = page;
+    }
 
     /// The exit hook: called on the control thread before the process ends in an orderly way (idle, used up,
     /// left by master, drained, one-shot done), after the last client has been served. Not called when the

@@ -28,6 +28,7 @@ use postkeep_wire::proxymap::{
 use postkeep_wire::scan::Limits;
 
 use crate::approve::canonical;
+use crate::counters::Refusals;
 use crate::instance::{Current, Instance, opening_flags};
 use crate::perform::{
     Ask, Found, conclude, effective_flags, perform, perform_at_once, recycle, reply_flags,
@@ -90,6 +91,13 @@ pub struct Done {
     status: Status,
     flags: Flags,
     fatal: Option<Fatal>,
+}
+
+impl Done {
+    /// Counts how long the client has waited for this, for metrics.
+    pub fn waited(&self, time: Duration) {
+        self.instance.counters.count_wait(time);
+    }
 }
 
 /// A request with buffers of its own; they are used again for the next one.
@@ -366,6 +374,7 @@ impl Conversation {
                 Scanned::Closed | Scanned::Unusable => return Action::Close,
                 Scanned::NoRequest { consumed } => (None, consumed),
                 Scanned::Unknown { consumed, .. } => {
+                    Refusals::count(&tables.refusals.malformed);
                     reply_unknown(out);
                     (None, consumed)
                 }
@@ -374,6 +383,7 @@ impl Conversation {
                     generation,
                     consumed,
                 } => {
+                    Refusals::count(&tables.refusals.malformed);
                     reply_bad(out, operation, generation);
                     (None, consumed)
                 }
@@ -450,6 +460,11 @@ impl Conversation {
         let instance = match self.find(now, table, instance_flags, generation, operation, tables) {
             Ok(instance) => instance,
             Err(refusal) => {
+                Refusals::count(match refusal {
+                    Refusal::ReadOnly => &tables.refusals.read_only,
+                    Refusal::NoColon => &tables.refusals.malformed,
+                    Refusal::Unapproved => &tables.refusals.unapproved,
+                });
                 refusal.log(table, operation, tables, diagnostics);
                 reply_failure(out, operation, generation, refusal.status(), 0);
                 return None;

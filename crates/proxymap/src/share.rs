@@ -14,8 +14,8 @@ use postkeep_wire::diagnostics::{Shown, Throttle};
 use postkeep_wire::proxymap::Generation;
 
 use crate::approve::Approved;
-use crate::counters::{Counters, Counts};
-use crate::instance::{Instance, opening_flags};
+use crate::counters::{Counters, Counts, Refusals, Refused};
+use crate::instance::{Current, Instance, opening_flags};
 use crate::role::Role;
 use crate::watch::Observer;
 
@@ -85,6 +85,17 @@ impl Environment {
     }
 }
 
+/// Instances by how they are.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct States {
+    /// Open.
+    pub open: usize,
+    /// Could not be opened.
+    pub unavailable: usize,
+    /// Nobody has asked for them yet, but to find out about them.
+    pub unopened: usize,
+}
+
 /// A table name that may be asked for.
 #[derive(Debug)]
 pub(crate) struct Entry {
@@ -97,6 +108,7 @@ pub(crate) struct Entry {
 pub struct Tables {
     entries: HashMap<Box<[u8]>, Entry>,
     pub(crate) environment: Environment,
+    pub(crate) refusals: Refusals,
     /// Held while a list of instances is replaced.
     adding: Mutex<()>,
 }
@@ -141,6 +153,7 @@ impl Tables {
                 errors: AtomicU32::new(0),
                 crowded: Mutex::default(),
             },
+            refusals: Refusals::default(),
             adding: Mutex::default(),
         }
     }
@@ -191,6 +204,26 @@ impl Tables {
                 })?;
             Some((&*entry.name, counts))
         })
+    }
+
+    /// How many requests reached no table.
+    pub fn refused(&self) -> Refused {
+        self.refusals.counts()
+    }
+
+    /// How many instances there are, by how they are.
+    pub fn states(&self) -> States {
+        let mut states = States::default();
+        for entry in self.entries.values() {
+            for instance in entry.instances.load().iter() {
+                *match &**instance.current() {
+                    Current::Open { .. } => &mut states.open,
+                    Current::Surrogate(_) => &mut states.unavailable,
+                    Current::Unopened => &mut states.unopened,
+                } += 1;
+            }
+        }
+        states
     }
 
     /// Number of instances, opened or not.

@@ -11,8 +11,8 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use landlock::{
-    ABI, Access, AccessFs, AccessNet, BitFlags, CompatLevel, Compatible, PathBeneath, PathFd,
-    Ruleset, RulesetAttr, RulesetCreatedAttr, RulesetStatus, Scope,
+    ABI, Access, AccessFs, AccessNet, BitFlags, CompatLevel, Compatible, NetPort, PathBeneath,
+    PathFd, Ruleset, RulesetAttr, RulesetCreatedAttr, RulesetStatus, Scope,
 };
 use seccompiler::{
     BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter,
@@ -26,8 +26,10 @@ pub struct Reach {
     pub readable: Vec<PathBuf>,
     /// Directories in which files may be read, written, made and removed.
     pub writable: Vec<PathBuf>,
-    /// TCP connections may be made. None may be accepted beyond the sockets that are open already.
+    /// TCP connections may be made.
     pub network: bool,
+    /// TCP ports on which sockets may be made that accept connections, beside those that are open already.
+    pub ports: Vec<u16>,
 }
 
 /// How much of what was asked for is in force.
@@ -73,6 +75,11 @@ pub fn restrict_files(reach: &Reach) -> io::Result<Enforced> {
                 .add_rule(PathBeneath::new(place, access))
                 .map_err(io::Error::other)?;
         }
+    }
+    for &port in &reach.ports {
+        rules = rules
+            .add_rule(NetPort::new(port, AccessNet::BindTcp))
+            .map_err(io::Error::other)?;
     }
     let status = rules.restrict_self().map_err(io::Error::other)?;
     Ok(match status.ruleset {

@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use log::warn;
 use postkeep_daemon::limits::{ATTRIBUTE_COUNT, ATTRIBUTE_SIZE, Complaint, REQUEST_SIZE};
+use postkeep_daemon::metrics::{LIMIT_REACHED, Page};
 use postkeep_wire::diagnostics::{Diagnostics, Size};
 
 /// The lines about requests that are too large.
@@ -29,6 +30,18 @@ impl Default for Oversize {
 }
 
 impl Oversize {
+    /// Adds how often each limit was reached to a page of metrics.
+    pub(crate) fn describe(&self, page: &mut Page) {
+        for (limit, complaint) in [
+            ("attribute_name_size", &self.name),
+            (ATTRIBUTE_SIZE, &self.value),
+            (ATTRIBUTE_COUNT, &self.attributes),
+            (REQUEST_SIZE, &self.list),
+        ] {
+            page.add(&LIMIT_REACHED, &[("limit", limit)], complaint.reached());
+        }
+    }
+
     /// Where the warnings of one turn go.
     pub(crate) fn to_log(&self, now: Instant) -> ToLog<'_> {
         ToLog {

@@ -22,6 +22,7 @@ use postkeep_conf::{
 use postkeep_daemon::blocking::{Full, Pool, PoolLimits};
 use postkeep_daemon::configuration::LogSink;
 use postkeep_daemon::limits::Complaint;
+use postkeep_daemon::metrics::Page;
 use postkeep_daemon::{
     Attributes, Next, Program, Requirement, Service, Setup, Turn, Waker, logging,
 };
@@ -41,6 +42,9 @@ use postkeep_wire::scan;
 use super::announce::{Greeting, Policy, Turn as Greeted};
 use super::oversize::Oversize;
 use super::reach;
+use metrics::Names;
+
+mod metrics;
 
 /// How often the files of open tables are looked at.
 const LOOK: Duration = Duration::from_secs(1);
@@ -184,6 +188,7 @@ impl Program for ProxymapProgram {
             keep(Arc::clone(&tables));
         }
         Proxymap {
+            names: Names::new(approved.sorted()),
             tables,
             pool: Pool::with_limits(self.pool),
             requests: setup.limits.requests,
@@ -284,6 +289,8 @@ impl Observer for DiskObserver {
 /// The running service.
 struct Proxymap {
     tables: Arc<Tables>,
+    /// What they are called in metrics.
+    names: Names,
     pool: Pool,
     /// What a client may send at most.
     requests: scan::Limits,
@@ -343,7 +350,7 @@ impl Proxymap {
                 errand: Some(Arc::clone(&errand)),
                 waker: client.waker.clone(),
             };
-            job.begin(move |done| messenger.deliver(done));
+            job.begin(move |done| messenger.deliver(done, now));
             client.errand = Some(errand);
             return Ok(());
         }
@@ -357,7 +364,7 @@ impl Proxymap {
             let job = job.take();
             move || {
                 if let Some(job) = job {
-                    job.begin(move |done| messenger.deliver(done));
+                    job.begin(move |done| messenger.deliver(done, now));
                 }
             }
         });
@@ -390,7 +397,9 @@ struct Messenger {
 }
 
 impl Messenger {
-    fn deliver(self, done: Done) {
+    /// - `since`: when the request was looked at
+    fn deliver(self, done: Done, since: Instant) {
+        done.waited(since.elapsed());
         if let Some(errand) = &self.errand {
             *errand.lock().unwrap_or_else(PoisonError::into_inner) = Some(done);
         }
@@ -450,6 +459,10 @@ impl Service for Proxymap {
             waker,
             errand: None,
         }
+    }
+
+    fn describe(&self, page: &mut Page) {
+        self.describe_all(page);
     }
 
     fn advance(&self, client: &mut Client, turn: &mut Turn<'_>) -> Next {

@@ -90,16 +90,16 @@ pub(crate) fn of<'a>(
     match role {
         Role::Read => Reach {
             readable: places,
-            writable: Vec::new(),
             network,
+            ..Reach::default()
         },
         Role::Write => Reach {
-            readable: Vec::new(),
             writable: places
                 .into_iter()
                 .chain([data_directory.to_owned()])
                 .collect(),
             network,
+            ..Reach::default()
         },
     }
 }
@@ -229,8 +229,7 @@ mod tests {
             reach,
             Reach {
                 readable: vec![root.join("elsewhere"), root.join("tables")],
-                writable: Vec::new(),
-                network: false,
+                ..Reach::default()
             }
         );
     }

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use log::{debug, info};
 use postkeep_conf::{Dictionary, Error, Sink};
+use postkeep_daemon::metrics::Page;
 use postkeep_daemon::{
     Attributes, Next, Program, Reach, Requirement, Service, Setup, Turn, Waker, logging,
 };
@@ -27,6 +28,7 @@ use kept::Kept;
 use parameters::Parameters;
 
 mod kept;
+mod metrics;
 mod parameters;
 
 /// Connections that may wait for the answer to a goodbye, whatever the number of descriptors.
@@ -288,6 +290,10 @@ impl Service for Scache {
             due
         };
         Some(due)
+    }
+
+    fn describe(&self, page: &mut Page) {
+        self.describe_all(page);
     }
 
     fn before_exit(&self) {

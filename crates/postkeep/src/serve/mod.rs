@@ -83,17 +83,33 @@ fn serve(options: &Options) -> Result<(), String> {
         verbosity: options.verbose,
         host_name,
     };
+    let leftovers = SERVICES.map(|service| settings.layout.socket(&metrics_socket(service)));
     let mut site = Tables {
         directory,
         log,
         known: Vec::new(),
     };
-    postkeep_master::run(&settings, &mut site).map_err(|error| match error {
+    let result = postkeep_master::run(&settings, &mut site);
+    if !matches!(result, Err(MasterError::Running { .. })) {
+        for socket in leftovers {
+            // Most likely it is there; services leave theirs for the next process to replace.
+            let _ = fs::remove_file(socket);
+        }
+    }
+    result.map_err(|error| match error {
         MasterError::Running { .. } => {
             format!("{error} (one `postkeep serve` at a time can use a directory)")
         }
         error => error.to_string(),
     })
+}
+
+/// The services, by name.
+const SERVICES: [&str; 3] = ["scache", "proxymap", "proxywrite"];
+
+/// Name of the socket at which a service hands out metrics, beside the one at which it serves.
+fn metrics_socket(service: &str) -> String {
+    format!("{service}.metrics")
 }
 
 /// Makes the directory and its main.cf on the first start.
@@ -164,8 +180,19 @@ impl Site for Tables {
             service("proxywrite", "proxymap", table_arguments),
         ];
         // If main.cf cannot be read now, the services say why.
-        let is_set =
-            main_cf::Configured::read(&self.directory).is_ok_and(|found| found.privilege_is_set);
+        let (is_set, metrics_are_set) = main_cf::Configured::read(&self.directory)
+            .map_or((false, false), |found| {
+                (found.privilege_is_set, found.metrics_are_set)
+            });
+        if !metrics_are_set {
+            for service in &mut services {
+                let socket = metrics_socket(&service.name);
+                let address = format!("{}=unix:private/{socket}", main_cf::METRICS_ADDRESS);
+                service
+                    .arguments
+                    .extend([OsString::from("-o"), address.into()]);
+            }
+        }
         if !is_set {
             let mut on = OsString::from(main_cf::LEAST_PRIVILEGE);
             on.push("=yes");

@@ -90,6 +90,12 @@ pub(super) struct Counted {
     pub(super) not_said: u64,
     /// Sessions in the cache now.
     pub(super) now: usize,
+    /// Bindings in the cache now.
+    pub(super) bindings: usize,
+    /// Destinations that have one.
+    pub(super) destinations: usize,
+    /// Endpoints that have a session.
+    pub(super) endpoints: usize,
 }
 
 impl Kept {
@@ -157,6 +163,9 @@ impl Kept {
             said: self.said.load(Ordering::Relaxed),
             not_said: self.not_said.load(Ordering::Relaxed),
             now: state.cache.sessions(),
+            bindings: state.cache.bindings(),
+            destinations: state.cache.destinations(),
+            endpoints: state.cache.endpoints(),
         }
     }
 
