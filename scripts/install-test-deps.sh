@@ -9,7 +9,7 @@ packages=(
     # Clients of servers, the servers themselves, and openssl for their certificates.
     postfix-mysql postfix-pgsql postfix-ldap sqlite3
     mariadb-server postgresql slapd ldap-utils memcached redis-server redis-sentinel openssl
-    nodejs python3
+    nodejs python3 python3-venv
 )
 
 missing=()
@@ -34,6 +34,14 @@ if [ "${#missing[@]}" -gt 0 ]; then
     apt-get install -q -y --no-install-recommends "${missing[@]}" || status=$?
     [ "$had_policy" = yes ] || rm -f /usr/sbin/policy-rc.d
     [ "$status" -eq 0 ] || exit "$status"
+fi
+
+# A server that speaks MongoDB's protocol, as no package has MongoDB itself. Tests say SKIP without it.
+mongodb=/opt/postkeep-test-secantusdb
+if [ ! -x "$mongodb/bin/secantusd-py" ]; then
+    { /usr/bin/python3 -m venv "$mongodb" &&
+        "$mongodb/bin/pip" install -q --only-binary :all: secantusdb==0.7.0b3; } ||
+        echo 'SKIP: secantusdb cannot be installed here: mongodb tables are not verified against any server'
 fi
 
 # With "No configuration" the package leaves no main.cf, which a few commands want to read.

@@ -36,11 +36,22 @@ impl Rules {
         let result = config.text("result_format", "%s", 1, 0)?;
         let limit = config.int("expansion_limit", 0, 0, 0)?;
         let query = query(config)?;
+        Self::of(config.name(), &query, &result, limit)
+    }
+
+    /// The same from what has been read already, for a type whose keys come in another order.
+    ///
+    /// - `name`: the table's, without its type
+    /// - `limit`: `expansion_limit`; zero or less for none
+    ///
+    /// # Errors
+    /// [`ConfigError`] for a code that there is not.
+    pub fn of(name: &str, query: &[u8], result: &[u8], limit: i32) -> Result<Self, ConfigError> {
         let mut needs = Needs::default();
-        let query = needs.query(config.name(), &query)?;
-        let result = needs.result(config.name(), &result)?;
+        let query = needs.query(name, query)?;
+        let result = needs.result(name, result)?;
         Ok(Self {
-            name: config.name().to_owned(),
+            name: name.to_owned(),
             needs,
             query,
             result,

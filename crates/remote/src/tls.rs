@@ -85,6 +85,22 @@ impl TlsError {
     }
 }
 
+/// The file with the certificates of the system, for a library that wants a file of its own; `None` where there is none.
+///
+/// What the environment says (`SSL_CERT_FILE`) goes before the usual places.
+pub fn system_file() -> Option<PathBuf> {
+    const USUAL: [&str; 5] = [
+        "/etc/ssl/certs/ca-certificates.crt",
+        "/etc/pki/tls/certs/ca-bundle.crt",
+        "/etc/ssl/ca-bundle.pem",
+        "/etc/pki/ca-trust/extracted/pem/tls-ca-bundle.pem",
+        "/etc/ssl/cert.pem",
+    ];
+    let named = std::env::var_os("SSL_CERT_FILE").map(PathBuf::from);
+    let usual = USUAL.iter().map(PathBuf::from);
+    named.into_iter().chain(usual).find(|path| path.is_file())
+}
+
 /// The cryptographic provider of this process.
 pub fn provider() -> Arc<CryptoProvider> {
     if let Some(provider) = CryptoProvider::get_default() {

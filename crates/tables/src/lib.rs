@@ -27,6 +27,8 @@ mod surrogate;
 mod table_config;
 mod table_type;
 
+#[cfg(feature = "mongodb")]
+pub use self::mongodb::rules_of_mongodb as mongodb_rules;
 pub use berkeley::reader as berkeley_file;
 pub use build::{BuildError, BuildMode, Builder};
 pub use cdb::reader as cdb_file;
@@ -65,7 +67,7 @@ macro_rules! table_types {
 }
 
 table_types! {
-    btree, cache, cdb, cidr, debug, environ, fail, hash, #[cfg(feature = "http")] http, inline, internal, #[cfg(feature = "ldap")] ldap, lmdb, #[cfg(feature = "memcache")] memcache, #[cfg(feature = "mysql")] mysql, pcre, #[cfg(feature = "pgsql")] pgsql, pipemap, proxy, randmap, #[cfg(feature = "redis")] redis, regexp, #[cfg(feature = "test-tables")] slow, socketmap, #[cfg(feature = "sqlite")] sqlite, r#static, tcp, texthash, unionmap, unix,
+    btree, cache, cdb, cidr, debug, environ, fail, hash, #[cfg(feature = "http")] http, inline, internal, #[cfg(feature = "ldap")] ldap, lmdb, #[cfg(feature = "memcache")] memcache, #[cfg(feature = "mongodb")] mongodb, #[cfg(feature = "mysql")] mysql, pcre, #[cfg(feature = "pgsql")] pgsql, pipemap, proxy, randmap, #[cfg(feature = "redis")] redis, regexp, #[cfg(feature = "test-tables")] slow, socketmap, #[cfg(feature = "sqlite")] sqlite, r#static, tcp, texthash, unionmap, unix,
 }
 
 /// All table types, by name.
@@ -176,8 +178,10 @@ impl Registry {
             ))
         })?;
         if access == Access::ReadWrite && kind.capabilities.contains(Capabilities::READ_ONLY) {
+            // The reference's texts, which differ.
+            let colon = if kind.name == "mongodb" { ":" } else { "" };
             return Err(OpenError::Unavailable(format!(
-                "{name} map requires O_RDONLY access mode"
+                "{name}{colon} map requires O_RDONLY access mode"
             )));
         }
         let request = self.request(name, access, flags, depth);

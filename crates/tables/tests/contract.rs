@@ -42,6 +42,7 @@ fn types() -> impl Iterator<Item = &'static TableType> {
         ![
             "http",
             "ldap",
+            "mongodb",
             "mysql",
             "pgsql",
             "proxy",

@@ -12,6 +12,7 @@ pub mod memcached;
 pub mod postgresql;
 pub mod process;
 pub mod redis;
+pub mod secantus;
 pub mod slapd;
 pub mod web;
 

@@ -104,6 +104,12 @@ impl Process {
     pub fn suspend(&self) {
         let child = self.child.as_ref().unwrap();
         kill_process(Pid::from_child(child), Signal::STOP).unwrap();
+        // A thread that runs at this moment may still give an answer.
+        let begun = Instant::now();
+        while !is_held(child.id()) {
+            assert!(begun.elapsed() < PATIENCE, "{} runs on", self.words[0]);
+            thread::sleep(Duration::from_millis(1));
+        }
     }
 
     /// Lets it go on.
@@ -114,6 +120,18 @@ impl Process {
         let child = self.child.as_ref().unwrap();
         kill_process(Pid::from_child(child), Signal::CONT).unwrap();
     }
+}
+
+/// Are all threads of a process stopped?
+fn is_held(id: u32) -> bool {
+    let tasks = fs::read_dir(format!("/proc/{id}/task")).unwrap();
+    tasks.flatten().all(|task| {
+        let stat = fs::read_to_string(task.path().join("stat")).unwrap_or_default();
+        // The name of the program, which may hold anything, is in parentheses before.
+        stat.rsplit(") ")
+            .next()
+            .is_some_and(|rest| rest.starts_with('T'))
+    })
 }
 
 impl Drop for Process {
