@@ -132,6 +132,29 @@ impl Registry {
         Ok(layer::over_builder(name, builder, utf8))
     }
 
+    /// Opens a table as if this were the text of its configuration file, which does not have to be there: to try texts
+    /// without files. Types without such a file do not look at it.
+    ///
+    /// # Errors
+    /// As for any table.
+    pub fn open_text(
+        &self,
+        name: &TableName,
+        text: &[u8],
+        flags: Flags,
+    ) -> Result<Arc<dyn Table>, OpenError> {
+        let kind = self.find(name.kind()).ok_or_else(|| {
+            let kind = Printable(name.kind());
+            OpenError::Unavailable(format!("unsupported dictionary type: {kind}"))
+        })?;
+        let request = Request {
+            text: Some(text),
+            ..self.request(name, Access::Read, flags, 0)
+        };
+        let table = (kind.open)(&request)?;
+        Ok(layer::over_table(table, request.utf8))
+    }
+
     fn request<'a>(
         &'a self,
         name: &'a TableName,
@@ -146,6 +169,7 @@ impl Registry {
             access,
             flags,
             depth,
+            text: None,
             utf8: self.context.smtputf8_enable && flags.contains(Flags::UTF8_REQUEST),
         }
     }

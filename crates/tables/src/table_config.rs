@@ -51,7 +51,15 @@ impl TableConfig {
                 path: None,
             });
         }
-        let source = read(name)?;
+        let source = match request.text {
+            Some(text) => RuleSource {
+                text: text.to_vec(),
+                label: String::new(),
+                owner: Owner::Trusted,
+                path: None,
+            },
+            None => read(name)?,
+        };
         let config = Config::parse(name, source.text, main_cf.release());
         Ok(Self {
             config: config.map_err(|error| fault(&error))?,
@@ -73,6 +81,7 @@ impl TableConfig {
             &mut |name| {
                 let mut inner = *request;
                 inner.access = Access::Read;
+                inner.text = None;
                 inner.flags = LIST_FLAGS;
                 inner.open_inner(name).map_err(|error| error.to_string())
             },

@@ -63,6 +63,8 @@ pub(crate) struct Request<'a> {
     pub flags: Flags,
     /// How many tables this one is inside of.
     pub depth: usize,
+    /// The text of the configuration file, when it is not to be read.
+    pub text: Option<&'a [u8]>,
     /// Keys and values are to be valid UTF-8, and folding follows Unicode.
     pub utf8: bool,
 }

@@ -17,6 +17,7 @@ pub use http::http_rules;
 pub use ldap::{ldap_cf, ldap_replies, ldap_rules};
 pub use lmdb::lmdb_file;
 
+mod network;
 mod patterns;
 mod remote;
 mod tables;
@@ -37,6 +38,7 @@ use postkeep_wire::proxymap::Generation;
 use postkeep_wire::scan::{Limits, Progress, ScanFlags, Scanner, Stop, Value, Wanted};
 use postkeep_wire::{Encoding, End, proxymap, scache};
 
+pub use network::{mongodb_rules, network_tables_cf};
 pub use patterns::pattern_rules;
 pub use remote::{memcache_replies, socketmap_replies, table_cf, table_templates, tcp_replies};
 pub use tables::{cidr_rules, table_lists};
@@ -57,6 +59,8 @@ pub const TARGETS: &[Target] = &[
     ("lmdb_file", lmdb_file),
     ("main_cf", main_cf),
     ("memcache_replies", memcache_replies),
+    ("mongodb_rules", mongodb_rules),
+    ("network_tables_cf", network_tables_cf),
     ("pattern_rules", pattern_rules),
     ("proxymap_requests", proxymap_requests),
     ("scache_conversation", scache_conversation),

@@ -61,6 +61,7 @@ impl Place {
             access,
             flags: Flags::LOCK,
             depth: 0,
+            text: None,
             utf8: false,
         };
         Berkeley::open(&request, self.layout()).unwrap()

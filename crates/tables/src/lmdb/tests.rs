@@ -280,6 +280,7 @@ fn changes_that_come_meanwhile_share_a_transaction_whatever_the_size_of_the_map(
         access: Access::ReadWrite,
         flags: Flags::empty(),
         depth: 0,
+        text: None,
         utf8: false,
     })
     .unwrap();
