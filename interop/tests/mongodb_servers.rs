@@ -67,6 +67,7 @@ fn postmap(sides: &Sides, place: &Scratch, text: &str, key: &str) -> (String, Op
         &["postmap", "-q", key, &table],
         b"",
     );
+    assert!(!stderr.contains("sesame"), "{stderr}");
     let place = place.path().display().to_string();
     let told: Vec<&str> = stderr
         .lines()
@@ -236,7 +237,7 @@ fn faults_of_the_configuration() {
             "fatal: mongodb:DIR/q.cf: specify exactly one of 'projection' or 'result_attribute'",
         ),
         (
-            "uri = mongo://u:secret@h/\n",
+            "uri = mongo://u:sesame@h/\n",
             "fatal: mongodb:DIR/q.cf: failed to parse URI 'mongo://u:***@h/': ",
         ),
         (
@@ -248,7 +249,6 @@ fn faults_of_the_configuration() {
         assert_eq!(exit, Some(1), "{more}");
         let last = told.lines().last().unwrap_or_default();
         assert!(last.starts_with(line), "{told}");
-        assert!(!told.contains("secret"), "{told}");
     }
 }
 
@@ -410,20 +410,21 @@ fn passwords() {
         "client.mail.users.insert_one({'user': 'k', 'box': 'v'})",
         b"",
     );
-    server.demand("mail", "right%/@");
+    server.demand("mail", "sesame%/@");
     let run = |who: &str| {
+        // Of what is set twice both are secret.
         let uri = format!("uri = mongodb://{who}127.0.0.1:{}/\n", server.port);
+        let uri = format!("uri = mongodb://u:sesame@h/\n{uri}");
         postmap(&sides, &server.scratch, &keys(server.port, &uri), "k")
     };
-    assert_eq!(run("mail:right%25%2F%40@").0, "v\n");
-    let (value, exit, told) = run("mail:wrong@");
+    assert_eq!(run("mail:sesame%25%2F%40@").0, "v\n");
+    let (value, exit, told) = run("mail:sesame@");
     assert_eq!((&value[..], exit), ("", Some(1)));
     let start = format!(
         "warning: connect to mongodb server mongodb://mail:***@127.0.0.1:{}/: ",
         server.port
     );
     assert!(told.starts_with(&start), "{told}");
-    assert!(!told.contains("wrong"), "{told}");
     let (value, exit, told) = run("");
     assert_eq!((&value[..], exit), ("", Some(1)), "{told}");
     assert!(told.contains("query error"), "{told}");

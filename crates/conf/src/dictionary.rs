@@ -23,6 +23,7 @@ pub struct Dictionary {
     file: String,
     release: Release,
     entries: BTreeMap<Vec<u8>, Vec<u8>>,
+    secret: fn(&[u8], &[u8]) -> bool,
 }
 
 impl Dictionary {
@@ -41,7 +42,15 @@ impl Dictionary {
             file: name.to_owned(),
             release,
             entries: BTreeMap::new(),
+            secret: |_, _| false,
         }
+    }
+
+    /// Warnings of [`Self::load`] show `***` instead of each value for which this says yes.
+    ///
+    /// - `secret`: takes a name and its value
+    pub fn hide(&mut self, secret: fn(&[u8], &[u8]) -> bool) {
+        self.secret = secret;
     }
 
     /// The release whose rules apply.
@@ -73,11 +82,15 @@ impl Dictionary {
             if let Some(old) = self.entries.get(name)
                 && old != value
             {
+                let shown = if (self.secret)(name, old) {
+                    "***".into()
+                } else {
+                    display(old)
+                };
                 sink.warning(format!(
-                    "{file}, line {}: overriding earlier entry: {}={}",
+                    "{file}, line {}: overriding earlier entry: {}={shown}",
                     line.first,
                     display(name),
-                    display(old)
                 ));
             }
             self.entries.insert(name.to_vec(), value.to_vec());
@@ -187,6 +200,22 @@ mod tests {
             [
                 "/D/main.cf, line 3: overriding earlier entry: a=1",
                 "/D/main.cf, line 4: overriding earlier entry: config_directory=/D",
+            ]
+        );
+    }
+
+    #[test]
+    fn secrets_are_not_in_warnings() {
+        let mut dictionary = Dictionary::named(Release::V3_7, "/t.cf");
+        dictionary.hide(|name, _| name == b"password");
+        let mut told = Vec::new();
+        let text = b"password = one\npassword = two\nuser = a\nuser = b\n";
+        dictionary.load(text, "/t.cf", &mut told).unwrap();
+        assert_eq!(
+            told,
+            [
+                "/t.cf, line 2: overriding earlier entry: password=***",
+                "/t.cf, line 4: overriding earlier entry: user=a"
             ]
         );
     }

@@ -47,6 +47,24 @@ enum Origin {
     MainCf(Arc<Dictionary>),
 }
 
+/// Is this no value for log lines? A password, or what one is a part of.
+fn is_secret(key: &[u8], value: &[u8]) -> bool {
+    const SECRETS: [&[u8]; 8] = [
+        b"bearer_token",
+        b"bind_pw",
+        b"body",
+        b"header",
+        b"password",
+        b"sentinel_password",
+        b"uri",
+        b"url",
+    ];
+    // What pgsql servers are named by can be a URI or a list of all parameters.
+    SECRETS.contains(&key)
+        || key == b"hosts" && value.windows(3).any(|bytes| bytes == b"://")
+        || key == b"dbname" && value.contains(&b'=')
+}
+
 /// The configuration of one table, read key by key.
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -77,6 +95,7 @@ impl Config {
     pub fn parse(file: &[u8], text: Vec<u8>, release: Release) -> Result<Self, ConfigError> {
         let name = Printable(file).to_string();
         let mut values = Dictionary::named(release, &name);
+        values.hide(is_secret);
         values
             .load(&text, &name, &mut |text: String| warn!("{text}"))
             .map_err(|error| ConfigError::new(error.to_string()))?;
@@ -394,6 +413,14 @@ mod tests {
         let fault = file("a = b\nurl = x\n").unusable("url", &"no URL");
         assert_eq!(fault.to_string(), "/t.cf: bad value of url: no URL");
         assert_eq!(fault.hint(), Some("/t.cf, line 2: url: no URL"));
+    }
+
+    #[test]
+    fn what_can_hold_a_password_is_not_for_log_lines() {
+        let secret = |key: &str, value: &str| is_secret(key.as_bytes(), value.as_bytes());
+        assert!(secret("password", "x") && secret("uri", "mongodb://h") && secret("bind_pw", ""));
+        assert!(secret("hosts", "h, postgresql://u:p@h") && secret("dbname", "password=p"));
+        assert!(!secret("hosts", "inet:h:1") && !secret("dbname", "mail") && !secret("user", "u"));
     }
 
     fn text_of<T: std::fmt::Debug>(result: Result<T, ConfigError>) -> (String, String) {
