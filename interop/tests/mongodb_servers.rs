@@ -476,6 +476,19 @@ fn tls() {
     );
     assert_eq!(run(&misnamed, &authority(&misnamed)), RETRY);
     assert_eq!(run(&server, "tls=false"), RETRY);
+    // A table that is opened after the file with the authority has changed does not take over what the one before has.
+    let roots = server.scratch.path().join("roots");
+    let named = format!("tls=true&tlsCAFile={}", roots.display());
+    std::fs::copy(&server.certificates.authority, &roots).unwrap();
+    let uri = format!("uri = mongodb://localhost:{}/?{named}\n", server.port);
+    let kept = open(&server.scratch, "kept.cf", &keys(server.port, &uri));
+    assert_eq!(ask(&kept, b"k"), "v");
+    assert!(kept.watches().iter().any(|watch| watch.path == roots));
+    std::fs::remove_file(&roots).unwrap();
+    std::fs::copy(&server.certificates.stranger, &roots).unwrap();
+    let anew = open(&server.scratch, "kept.cf", &keys(server.port, &uri));
+    assert_eq!(ask(&anew, b"k"), RETRY);
+    assert_eq!(ask(&kept, b"k"), "v");
 }
 
 #[test]

@@ -45,7 +45,7 @@
 //! The time limits are upper bounds for what a URI says (`connectTimeoutMS`, `serverSelectionTimeoutMS`), `maxPoolSize`
 //! and `minPoolSize` in it are not looked at. Certificates are checked against those of the system, or against
 //! `tlsCAFile`. Names of several servers, replica sets and routers are the driver's business; it asks a second server once
-//! when one fails. Tables with the same URI and limits share connections.
+//! when one fails. Tables with the same URI, limits and files of certificates share connections.
 //!
 //! References: `mongodb_table(5)`; Postfix `src/global/dict_mongodb.c`.
 
@@ -59,6 +59,7 @@ pub mod rules_of_mongodb {
     pub use super::values::{BYTES, VALUES, Value, ValueError, Values};
 }
 
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -72,7 +73,7 @@ use postkeep_remote::pool::{Pool, Shared};
 use postkeep_remote::rules::Rules;
 use postkeep_remote::source::{Source, table};
 use postkeep_remote::template::{Excess, Key};
-use postkeep_remote::tls::{Check, Identity, Roots, Tls};
+use postkeep_remote::tls::{Check, Identity, Roots, Stamps, Tls};
 use postkeep_table::{Flags, LookupError, OpenError, Owner, Printable, Table, TableName, Watch};
 
 use self::filter::{Filter, Projection, shown};
@@ -90,7 +91,7 @@ pub(crate) static TABLE_TYPE: TableType = TableType {
     build: None,
 };
 
-static POOLS: Shared<(String, Limits), Server> = Shared::new();
+static POOLS: Shared<(String, Limits, Stamps), Server> = Shared::new();
 
 struct MongoDb {
     name: TableName,
@@ -101,6 +102,8 @@ struct MongoDb {
     filter: Filter,
     projection: Projection,
     place: Namespace,
+    /// Certificates and keys of TLS.
+    files: Vec<PathBuf>,
     pool: Arc<Pool<Server>>,
 }
 
@@ -166,9 +169,16 @@ fn open(request: &Request<'_>) -> Result<Arc<dyn Table>, OpenError> {
     let told = shown(&uri).to_string();
     let parsed = ConnectionString::parse(&uri)
         .map_err(|error| unavailable(format!("failed to parse URI '{told}': {}", error.kind)))?;
-    check_tls(&parsed)
-        .map_err(|reason| unavailable(format!("failed to create client for '{told}': {reason}")))?;
-    let pool = POOLS.get_or_make((uri, limits.clone()), || {
+    let tls = tls_of(&parsed);
+    let stamps = Stamps::of(tls.as_ref());
+    let files = stamps.files().map(Path::to_owned).collect();
+    if let Some(tls) = tls {
+        // The driver reads them again, later: this says in time what is wrong with them.
+        tls.client().map_err(|error| {
+            unavailable(format!("failed to create client for '{told}': {error}"))
+        })?;
+    }
+    let pool = POOLS.get_or_make((uri, limits.clone(), stamps), || {
         let host = Host {
             text: told.clone(),
             place: Place::Uri(told.clone()),
@@ -186,17 +196,18 @@ fn open(request: &Request<'_>) -> Result<Arc<dyn Table>, OpenError> {
         rules: rules.filtered(domains),
         projection,
         place,
+        files,
         pool,
     }))
 }
 
-/// Reads the files of TLS that a URI names, once, to say in time what is wrong with them.
-fn check_tls(uri: &ConnectionString) -> Result<(), String> {
+/// What a URI says about TLS.
+fn tls_of(uri: &ConnectionString) -> Option<Tls> {
     let Some(UriTls::Enabled(options)) = &uri.tls else {
-        return Ok(());
+        return None;
     };
     let any = options.allow_invalid_certificates == Some(true);
-    let tls = Tls {
+    Some(Tls {
         roots: options
             .ca_file_path
             .clone()
@@ -206,8 +217,7 @@ fn check_tls(uri: &ConnectionString) -> Result<(), String> {
             certificate: path.clone(),
             key: path,
         }),
-    };
-    tls.client().map(drop).map_err(|error| error.to_string())
+    })
 }
 
 impl Source for MongoDb {
@@ -242,7 +252,12 @@ impl Source for MongoDb {
     }
 
     fn watches(&self) -> Vec<Watch> {
-        self.configured.watches()
+        let mut watches = self.configured.watches();
+        watches.extend(self.files.iter().map(|path| Watch {
+            path: path.clone(),
+            modification_time: true,
+        }));
+        watches
     }
 
     fn owner(&self) -> Owner {
