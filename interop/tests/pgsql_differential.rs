@@ -350,7 +350,6 @@ fn servers_and_who_asks_them() {
             "localhost:-1".to_owned(),
             "h.invalid".to_owned(),
             "h.invalid:".to_owned(),
-            "[::1]:1".to_owned(),
             "::1:1".to_owned(),
             format!("127.0.0.1:{port}"),
             format!("localhost:{port}"),

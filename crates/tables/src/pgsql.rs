@@ -12,7 +12,7 @@
 //!
 //! | key | default | |
 //! |---|---|---|
-//! | `hosts` | localhost | servers: `host`, `host:port`, `inet:host:port`, `unix:/directory`, `postgresql://` URIs |
+//! | `hosts` | localhost | servers: `host`, `host:port`, `[address]:port`, `inet:host:port`, `unix:/directory`, `postgresql://` URIs |
 //! | `user`, `password` | empty | ignored by URIs; without `user`, the user that the process runs as |
 //! | `dbname` | | required unless all hosts are URIs (3.10); may be a connection string, `dbname=mail sslmode=require` |
 //! | `encoding` | UTF8, LATIN1 up to 3.7 | client encoding: of keys and values (3.8) |
@@ -226,6 +226,15 @@ impl Login {
         let (name, port) = match colon {
             Some(colon) => (&rest[..colon], &rest[colon + 1..]),
             None => (rest, &b""[..]),
+        };
+        // The reference takes brackets for a part of the name, which there cannot be.
+        let brackets = rest
+            .strip_prefix(b"[")
+            .and_then(|inner| Some(inner.split_at(memchr::memchr(b']', inner)?)));
+        let (name, port) = match brackets {
+            Some((address, [b']'])) => (address, &b""[..]),
+            Some((address, [b']', b':', port @ ..])) => (address, port),
+            _ => (name, port),
         };
         let host = Host {
             text: text(entry),
@@ -458,5 +467,53 @@ impl Backend for Servers {
             .map(|(host, _)| host.text.as_str())
             .collect();
         format!("pgsql servers {}", hosts.join(", "))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::target::Server;
+    use super::*;
+
+    fn server(entry: &str) -> Server {
+        let login = Login {
+            user: Vec::new(),
+            password: Vec::new(),
+            dbname: b"d".to_vec(),
+            security: Settings::new(),
+        };
+        let (host, target) = login.target(entry.as_bytes(), Release::V3_7);
+        assert_eq!(host.text, entry);
+        target.ok().unwrap().servers.remove(0)
+    }
+
+    #[test]
+    fn entries_of_hosts() {
+        for (entry, name, port) in [
+            ("h", "h", 5432),
+            ("h:1", "h", 1),
+            ("inet:h:", "h", 5432),
+            ("::1:7", "::1", 7),
+            ("[::1]:7", "::1", 7),
+            ("inet:[::1]", "::1", 5432),
+            ("[h", "[h", 5432),
+            ("[::1]x:7", "[::1]x", 7),
+        ] {
+            let wanted = Server::Inet {
+                name: name.to_owned(),
+                address: None,
+                port,
+            };
+            assert!(server(entry) == wanted, "{entry}");
+        }
+        for (entry, directory) in [
+            ("unix:/a:b", "/a:b"),
+            ("/a", "/a"),
+            ("inet:/a", "/a"),
+            ("unix:", "/var/run/postgresql"),
+        ] {
+            let wanted = Server::Unix(format!("{directory}/.s.PGSQL.5432"));
+            assert!(server(entry) == wanted, "{entry}");
+        }
     }
 }
