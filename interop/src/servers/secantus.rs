@@ -1,10 +1,11 @@
 //! A private `SecantusDB`: a server of other make that speaks `MongoDB`'s protocol, from `PyPI`. No `MongoDB` server itself is in
 //! a package registry that tests may use.
 
-use std::io::Write as _;
+use std::io::{Write as _, stderr};
 use std::net::TcpStream;
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::sync::Once;
 
 use postkeep_testkit::Scratch;
 use postkeep_testkit::private_postfix::free_port;
@@ -18,6 +19,13 @@ const USER: &str = "nobody";
 
 /// Where `scripts/install-test-deps.sh` puts it.
 const HOME: &str = "/opt/postkeep-test-secantusdb";
+
+/// Says it once, past what keeps the output of a test that passes: nothing else tells that it tried less.
+fn say(once: &Once, text: &str) {
+    once.call_once(|| {
+        let _ = writeln!(stderr(), "{text}");
+    });
+}
 
 /// A server on 127.0.0.1.
 #[derive(Debug)]
@@ -42,16 +50,20 @@ impl Secantus {
     /// # Panics
     /// When it does not start.
     pub fn start(pick: Option<fn(&Certificates) -> &Pair>) -> Option<Self> {
-        eprintln!(
+        static TOLD: Once = Once::new();
+        say(
+            &TOLD,
             "SKIP: mongodb not verified against a real server: none of MongoDB's own make can be installed here, so \
-             replica sets, routers, mongodb+srv names, X.509 and changes of the primary are not tried"
+             replica sets, routers, mongodb+srv names, X.509 and changes of the primary are not tried",
         );
         let program = format!("{HOME}/bin/secantusd-py");
         if !Path::new(&program).is_file() || !rustix::process::geteuid().is_root() {
-            eprintln!(
+            static ALONE: Once = Once::new();
+            let text = format!(
                 "SKIP: mongodb not verified against any server: {program} is not there, or not to be started as \
                  another user: lookups, authentication, TLS, ends of servers and limits are not tried"
             );
+            say(&ALONE, &text);
             return None;
         }
         let scratch = Scratch::new("secantus").unwrap();
