@@ -11,7 +11,7 @@ use std::process::ExitCode;
 use clap::{ArgAction, Args, CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
 
-use crate::commands::{adopt, doctor, proxymap, release, scache};
+use crate::commands::{adopt, doctor, proxymap, release, scache, status, top};
 use crate::{serve, tools};
 
 /// A connection cache and a lookup table server for Postfix, with or without Postfix.
@@ -43,6 +43,10 @@ enum Command {
     Release(release::Options),
     /// Say what is wrong with the tables and services of a Postfix, and how to mend it
     Doctor(doctor::Options),
+    /// Say how the services are, on one screen and in the exit status
+    Status(status::Options),
+    /// Show what the services do, while they do it
+    Top(top::Options),
     /// Save, take back and hand over connections
     #[command(subcommand)]
     Scache(scache::Command),
@@ -111,6 +115,8 @@ pub(crate) fn run(arguments: &[OsString]) -> ExitCode {
         Command::Adopt(options) => adopt::run(&options),
         Command::Release(options) => release::run(&options),
         Command::Doctor(options) => doctor::run(&options),
+        Command::Status(options) => status::run(&options),
+        Command::Top(options) => top::run(&options),
         Command::Scache(command) => scache::run(&command),
         Command::Proxymap(command) => proxymap::run(&command),
         Command::Postmap(passed) => tools::postmap::run(OsStr::new("postmap"), &passed.arguments),

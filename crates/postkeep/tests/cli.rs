@@ -22,6 +22,8 @@ fn every_command_has_help() {
         &["adopt"],
         &["release"],
         &["doctor"],
+        &["status"],
+        &["top"],
         &["scache"],
         &["scache", "save-endpoint"],
         &["scache", "find-endpoint"],

@@ -5,6 +5,8 @@ pub(crate) mod doctor;
 pub(crate) mod proxymap;
 pub(crate) mod release;
 pub(crate) mod scache;
+pub(crate) mod status;
+pub(crate) mod top;
 
 use std::io::{self, Write};
 use std::path::PathBuf;
