@@ -5,7 +5,8 @@
 //! - [`approve`]: the parser of `proxy_read_maps` and `proxy_write_maps`;
 //! - [`evaluate`]: the parameters that end up in those two, in the order in which they must be read;
 //! - [`share`]: the open tables of a process, and their reload in place;
-//! - [`service`]: the conversation with a client.
+//! - [`service`]: the conversation with a client;
+//! - [`socketmap`]: the conversation with a client on another machine, in the socketmap protocol.
 //!
 //! No socket, clock or file is touched here: a driver brings bytes and the time, an
 //! [`Opener`](postkeep_table::Opener) the tables, an [`Observer`](watch::Observer) what is known of their files.
@@ -19,5 +20,6 @@ mod perform;
 pub mod role;
 pub mod service;
 pub mod share;
+pub mod socketmap;
 mod walk;
 pub mod watch;

@@ -86,11 +86,11 @@ pub struct Job {
 /// A job that was run.
 #[derive(Debug)]
 pub struct Done {
-    work: Box<Work>,
+    pub(crate) work: Box<Work>,
     instance: Arc<Instance>,
-    status: Status,
+    pub(crate) status: Status,
     flags: Flags,
-    fatal: Option<Fatal>,
+    pub(crate) fatal: Option<Fatal>,
 }
 
 impl Done {
@@ -102,7 +102,7 @@ impl Done {
 
 /// A request with buffers of its own; they are used again for the next one.
 #[derive(Debug)]
-struct Work {
+pub(crate) struct Work {
     generation: Generation,
     operation: Operation,
     step: Step,
@@ -110,7 +110,7 @@ struct Work {
     key: Vec<u8>,
     value: Vec<u8>,
     walk: Option<Walk>,
-    found: Found,
+    pub(crate) found: Found,
 }
 
 impl Work {
@@ -127,6 +127,13 @@ impl Work {
         }
     }
 
+    /// Empties the buffers for the next request.
+    pub(crate) fn recycle(&mut self) {
+        self.found.recycle();
+        recycle(&mut self.key);
+        recycle(&mut self.value);
+    }
+
     fn ask(&self) -> Ask<'_> {
         Ask {
             operation: self.operation,
@@ -136,6 +143,53 @@ impl Work {
             value: &self.value,
         }
     }
+}
+
+/// Looks a key up at once, or returns the job that has to be done first.
+///
+/// - `flags`: those that the instance was asked for with
+/// - `found`: where the value is appended when there is one
+/// - `spare`: buffers of a job that is over
+pub(crate) fn look_up(
+    now: Duration,
+    instance: Arc<Instance>,
+    flags: Flags,
+    key: &[u8],
+    tables: &Arc<Tables>,
+    found: &mut Found,
+    spare: &mut Option<Box<Work>>,
+) -> Result<Status, Job> {
+    instance.touch(now);
+    let ask = Ask {
+        operation: Operation::Lookup,
+        step: Step::First,
+        flags,
+        key,
+        value: b"",
+    };
+    let current = instance.current();
+    let open = instance
+        .must_open(&current, now, &tables.environment)
+        .then(|| matches!(**current, Current::Surrogate(_)));
+    if open.is_none()
+        && let Some(status) = perform_at_once(&instance, &current, &ask, &mut None, found)
+    {
+        return Ok(status);
+    }
+    drop(current);
+    let mut work = spare.take().unwrap_or_else(|| Box::new(Work::new()));
+    work.generation = Generation::Two;
+    work.operation = Operation::Lookup;
+    work.step = Step::First;
+    work.flags = flags;
+    work.key.extend_from_slice(key);
+    Err(Job {
+        work,
+        instance,
+        tables: Arc::clone(tables),
+        now,
+        open,
+    })
 }
 
 impl Job {
@@ -438,9 +492,7 @@ impl Conversation {
             flags,
         }
         .write(&work.found, outbox.buffer());
-        work.found.recycle();
-        recycle(&mut work.key);
-        recycle(&mut work.value);
+        work.recycle();
         self.spare = Some(work);
         Ok(())
     }

@@ -20,6 +20,7 @@ pub use lmdb::lmdb_file;
 mod network;
 mod patterns;
 mod remote;
+mod socketmap;
 mod tables;
 
 use std::cell::{Cell, RefCell};
@@ -41,6 +42,7 @@ use postkeep_wire::{Encoding, End, proxymap, scache};
 pub use network::{mongodb_rules, network_tables_cf};
 pub use patterns::pattern_rules;
 pub use remote::{memcache_replies, socketmap_replies, table_cf, table_templates, tcp_replies};
+pub use socketmap::socketmap_requests;
 pub use tables::{cidr_rules, table_lists};
 
 /// The name of a target and its body.
@@ -67,6 +69,7 @@ pub const TARGETS: &[Target] = &[
     ("scache_requests", scache_requests),
     ("scan_lists", scan_lists),
     ("socketmap_replies", socketmap_replies),
+    ("socketmap_requests", socketmap_requests),
     ("table_cf", table_cf),
     ("table_lists", table_lists),
     ("table_templates", table_templates),

@@ -5,7 +5,7 @@
 //! - [`encode`] and [`scan`]: attribute lists in the three encodings of Postfix, with the exact rules (and log
 //!   texts) of its receivers, resumable at every byte;
 //! - [`protocol`]: the announcement that a server sends after accepting;
-//! - [`proxymap`], [`scache`], [`pass`]: typed requests and replies, for servers and for clients.
+//! - [`proxymap`], [`scache`], [`socketmap`], [`pass`]: typed requests and replies, for servers and for clients.
 //!
 //! [`duplex`] holds the two ends of a connection as data. This crate is pure: no socket, clock, file or thread.
 #![forbid(unsafe_code)]
@@ -21,6 +21,7 @@ pub mod proxymap;
 pub mod reply;
 pub mod scache;
 pub mod scan;
+pub mod socketmap;
 #[cfg(test)]
 mod vectors;
 
