@@ -251,6 +251,17 @@ fn mail_and_lookups_go_on_and_everything_comes_back() -> Result<()> {
     }
     patient.succeed("adopt", &[])?;
     patient.succeed("doctor", &[])?;
+    let queue = patient.postfix.scratch().join("queue");
+    let status = Command::new(&patient.executable)
+        .args(["status", "--quiet", "-d"])
+        .arg(&queue)
+        .output()?;
+    ensure!(status.status.success(), "{}", everything(&status));
+    ensure!(
+        everything(&status).contains("proxymap, "),
+        "{}",
+        everything(&status)
+    );
 
     let told = patient.succeed("release", &[])?;
     ensure!(told.contains("byte for byte"), "{told}");
@@ -259,6 +270,10 @@ fn mail_and_lookups_go_on_and_everything_comes_back() -> Result<()> {
         ensure!(one == other, "{} differs", one.0.display());
     }
     ensure!(before.len() == after.len());
+    for found in fs::read_dir(queue.join("private"))? {
+        let name = found?.file_name();
+        ensure!(!name.to_string_lossy().contains(".metrics"), "{name:?}");
+    }
     ensure!(patient.lookup(&table)?.as_deref() == Some("value"));
     ensure!(
         patient

@@ -15,6 +15,7 @@ use postkeep_interop::lookups::{lookup, request};
 use postkeep_testkit::attributes::list;
 use postkeep_testkit::peer::{collect_session, save_endpoint, session};
 use postkeep_testkit::private_postfix::free_port;
+use postkeep_testkit::scratch::{self, Scratch};
 use postkeep_testkit::stand_in::Plan;
 use postkeep_testkit::{Implementation, StandIn};
 
@@ -417,7 +418,44 @@ fn threads(daemon: &StandIn) -> Result<Vec<String>> {
 }
 
 #[test]
-fn off_unless_asked_for_and_refused_when_it_makes_no_sense() -> Result<()> {
+fn on_by_default_beside_the_service_while_it_runs() -> Result<()> {
+    let plan = || {
+        Plan::new(Implementation::Postkeep, "proxymap")
+            .parameter("proxy_read_maps", "proxy:static:x")
+    };
+    // As in a Postfix; the stand-in's own directory is of root.
+    let scratch = Scratch::new("proxymap")?;
+    scratch.directory("queue", 0o755)?;
+    let private = scratch.directory("queue/private", 0o755)?;
+    scratch::give_to("postfix", &private)?;
+    let Some(mut daemon) = plan().start_in(scratch)? else {
+        return Ok(());
+    };
+    let path = private.join("proxymap.metrics");
+    drop(daemon.connect_and_greet()?);
+    ensure!(scrape(&path)?.0.contains("service=\"proxymap\""));
+    daemon.disconnect()?;
+    ensure!(daemon.wait(LIMIT)?.success());
+    let left: Vec<_> = fs::read_dir(&private)?.collect::<Result<_, _>>()?;
+    ensure!(left.len() == 1, "{left:?}");
+
+    // Where no socket can be made there is none, and not a word about it.
+    let Some(daemon) = plan().start()? else {
+        return Ok(());
+    };
+    lookup(&mut daemon.connect_and_greet()?, "static:x", "k")?;
+    ensure!(
+        !daemon
+            .scratch()
+            .join("queue/private/proxymap.metrics")
+            .exists()
+    );
+    ensure!(daemon.log_texts().is_empty(), "{:?}", daemon.log_texts());
+    Ok(())
+}
+
+#[test]
+fn off_when_empty_and_refused_when_it_makes_no_sense() -> Result<()> {
     for (address, runs) in [("", false), ("unix:$SCRATCH/data/metrics", true)] {
         let plan = Plan::new(Implementation::Postkeep, "proxymap")
             .parameter("proxy_read_maps", "proxy:static:x")

@@ -265,6 +265,9 @@ impl<S: Service> Loop<S> {
 
     fn end(&self) -> ! {
         self.service.before_exit();
+        for trace in self.shared.traces.get().into_iter().flatten() {
+            trace.remove();
+        }
         exit(0)
     }
 

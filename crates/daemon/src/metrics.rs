@@ -17,7 +17,7 @@ use postkeep_conf::{Dictionary, Error, Sink, StrParameter, split_list};
 
 pub use page::{Family, Kind, Page};
 pub(crate) use process::Process;
-pub(crate) use server::Exporter;
+pub(crate) use server::{Exporter, Trace};
 
 use crate::limits;
 use crate::shared::Shared;
@@ -32,6 +32,14 @@ pub(crate) enum Address {
     Unix(PathBuf),
     /// TCP, on this machine only.
     Inet(SocketAddr),
+}
+
+/// Where metrics are to be served, and whether somebody has said so.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Places {
+    pub(crate) addresses: Vec<Address>,
+    /// They are nobody's wish: when there is no such place, nothing is said.
+    pub(crate) by_default: bool,
 }
 
 /// An address that is none.
@@ -71,15 +79,20 @@ impl Address {
             Self::Inet(address) => Some(address.port()),
         }
     }
+}
 
-    /// Reads the parameter: addresses with blanks or commas between them, usually none.
+impl Places {
+    /// Reads the parameter: addresses with blanks or commas between them, perhaps none. When it is not set, a socket beside
+    /// that of the service.
     ///
     /// # Errors
     /// As of any parameter; the inner one is an address that is none.
     pub(crate) fn read(
         dictionary: &mut Dictionary,
+        service: &str,
         sink: &mut dyn Sink,
-    ) -> Result<Result<Vec<Self>, BadAddress>, Error> {
+    ) -> Result<Result<Self, BadAddress>, Error> {
+        let by_default = dictionary.value(ADDRESS).is_none();
         let value = dictionary.str(
             &StrParameter {
                 name: ADDRESS,
@@ -89,9 +102,22 @@ impl Address {
             },
             sink,
         )?;
-        Ok(split_list(&value)
-            .map(|word| Self::parse(&String::from_utf8_lossy(word)))
-            .collect())
+        if by_default {
+            let socket = Address::Unix(format!("private/{service}.metrics").into());
+            // A service that is known by an address has no socket of that name.
+            let has_name = !service.is_empty() && !service.contains('/');
+            return Ok(Ok(Self {
+                addresses: has_name.then_some(socket).into_iter().collect(),
+                by_default,
+            }));
+        }
+        let addresses = split_list(&value)
+            .map(|word| Address::parse(&String::from_utf8_lossy(word)))
+            .collect::<Result<_, _>>();
+        Ok(addresses.map(|addresses| Self {
+            addresses,
+            by_default,
+        }))
     }
 }
 
@@ -157,24 +183,38 @@ mod tests {
     use super::*;
     use postkeep_conf::Release;
 
-    fn read(text: &[u8]) -> Result<Vec<Address>, BadAddress> {
+    fn read(text: &[u8]) -> Result<Places, BadAddress> {
         let mut dictionary = Dictionary::new(Release::default(), b"/etc/postfix");
         dictionary.load(text, "main.cf", &mut Vec::new()).unwrap();
-        Address::read(&mut dictionary, &mut Vec::new()).unwrap()
+        Places::read(&mut dictionary, "x", &mut Vec::new()).unwrap()
     }
 
     #[test]
-    fn nowhere_unless_asked_for() {
-        assert_eq!(read(b""), Ok(Vec::new()));
+    fn beside_the_service_unless_something_else_is_asked_for() {
+        let places = |addresses, by_default| {
+            Ok(Places {
+                addresses,
+                by_default,
+            })
+        };
+        let beside = Address::Unix("private/x.metrics".into());
+        assert_eq!(read(b""), places(vec![beside], true));
+        assert_eq!(
+            read(b"postkeep_metrics_address =\n"),
+            places(Vec::new(), false)
+        );
         assert_eq!(
             read(
                 b"postkeep_metrics_address = unix:public/x, inet:localhost:9150 inet:[::1]:9151\n"
             ),
-            Ok(vec![
-                Address::Unix("public/x".into()),
-                Address::Inet("127.0.0.1:9150".parse().unwrap()),
-                Address::Inet("[::1]:9151".parse().unwrap()),
-            ])
+            places(
+                vec![
+                    Address::Unix("public/x".into()),
+                    Address::Inet("127.0.0.1:9150".parse().unwrap()),
+                    Address::Inet("[::1]:9151".parse().unwrap()),
+                ],
+                false
+            )
         );
     }
 

@@ -12,6 +12,7 @@ use postkeep_sys::readiness::Bell;
 use crate::census::Counted;
 use crate::eviction::Eviction;
 use crate::limits::{Complaints, Limits};
+use crate::metrics::Trace;
 use crate::statistics::{Cause, Counters, Statistics};
 use crate::status::StatusChannel;
 use crate::waker::Wake;
@@ -31,6 +32,8 @@ pub(crate) struct Shared {
     pub(crate) drain: AtomicBool,
     /// Set before the first client comes.
     pub(crate) status: OnceLock<StatusChannel>,
+    /// What is to be removed when the process ends; set before the first client comes.
+    pub(crate) traces: OnceLock<Vec<Trace>>,
     /// `daemon_timeout`.
     pub(crate) patience: Duration,
     pub(crate) limits: Limits,
@@ -49,6 +52,7 @@ impl Shared {
             leave: AtomicBool::new(false),
             drain: AtomicBool::new(false),
             status: OnceLock::new(),
+            traces: OnceLock::new(),
             patience,
             limits,
             complaints: Complaints::default(),

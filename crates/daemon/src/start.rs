@@ -22,7 +22,7 @@ use crate::confinement::Confinement;
 use crate::control::{self, Plan};
 use crate::limits::Limits;
 use crate::logging::{self, Facility, Label, Postlog, Settings};
-use crate::metrics::{Address, Exporter, Process};
+use crate::metrics::{Address, Exporter, Places, Process};
 use crate::one_shot;
 use crate::options::{self, CommandLine, Given};
 use crate::program::{Program, Requirement, Setup, Transport};
@@ -120,7 +120,7 @@ pub fn main<P: Program>(argv0: &OsStr, arguments: &[OsString], mut program: P) -
     let limits = Limits::read(&mut dictionary, &mut LogSink).unwrap_or_else(|error| fatal(error));
     let confinement =
         Confinement::read(&mut dictionary, &mut LogSink).unwrap_or_else(|error| fatal(error));
-    let metrics = Address::read(&mut dictionary, &mut LogSink)
+    let metrics = Places::read(&mut dictionary, &choices.service_name, &mut LogSink)
         .unwrap_or_else(|error| fatal(error))
         .unwrap_or_else(|error| fatal(error));
     let transport = transport(&choices);
@@ -169,14 +169,14 @@ pub fn main<P: Program>(argv0: &OsStr, arguments: &[OsString], mut program: P) -
         confinement,
     };
     program.before_jail(&mut setup);
-    let wanted = !metrics.is_empty() && !setup.one_shot;
+    let wanted = !metrics.addresses.is_empty() && !setup.one_shot;
     let process = wanted.then(Process::open);
     enter_jail(&choices, &setup.common);
     if choices.chroot {
         setup.queue_directory = PathBuf::from("/");
     }
     let exporter = process.map(|process| {
-        let ports = metrics.iter().filter_map(Address::port);
+        let ports = metrics.addresses.iter().filter_map(Address::port);
         setup.confinement.listens_on(ports);
         Exporter::bind(metrics, process)
     });
@@ -199,7 +199,8 @@ pub fn main<P: Program>(argv0: &OsStr, arguments: &[OsString], mut program: P) -
     // Without the pipe there is no flow control. Its write end only has to be kept from children.
     let flow_pipe = inherited.take(FLOW_READ).ok();
     let _flow_write = inherited.take(FLOW_WRITE).ok();
-    if let Some(exporter) = exporter {
+    if let Some(mut exporter) = exporter {
+        let _ = shared.traces.set(exporter.take_traces());
         let (service, shared) = (Arc::clone(&service), Arc::clone(&shared));
         exporter.start(setup.service_name.clone(), service, shared);
     }

@@ -11,9 +11,9 @@ use std::fs;
 use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::os::unix::net::UnixListener;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::thread;
@@ -22,7 +22,7 @@ use std::time::{Duration, Instant};
 use postkeep_sys::readiness::{Events, Interest, Poller};
 use postkeep_sys::{error_text, idle, socket};
 
-use super::{Address, Page, Process, describe};
+use super::{Address, Page, Places, Process, describe};
 use crate::logging;
 use crate::service::Service;
 use crate::shared::Shared;
@@ -51,10 +51,49 @@ enum Port {
     Ours(TcpListener),
 }
 
+/// A socket that this process has made.
+#[derive(Debug)]
+pub(crate) struct Trace {
+    path: PathBuf,
+    /// Device and inode, which tell it from the one of a process that has come since.
+    file: (u64, u64),
+}
+
+impl Trace {
+    fn of(path: &Path) -> Option<Self> {
+        let found = fs::symlink_metadata(path).ok()?;
+        Some(Self {
+            path: path.to_owned(),
+            file: (found.dev(), found.ino()),
+        })
+    }
+
+    /// Removes it, unless another process has put its own in its place.
+    pub(crate) fn remove(&self) {
+        let is_ours = |trace: &Self| trace.file == self.file;
+        if !Self::of(&self.path).as_ref().is_some_and(is_ours) {
+            return;
+        }
+        // Another process may come at this moment, so that what is looked at must be out of its reach.
+        let mut aside = self.path.clone().into_os_string();
+        aside.push(format!(".{}", std::process::id()));
+        let aside = Path::new(&aside);
+        if fs::rename(&self.path, aside).is_err() {
+            return;
+        }
+        if Self::of(aside).as_ref().is_some_and(is_ours) {
+            let _ = fs::remove_file(aside);
+        } else {
+            let _ = fs::rename(aside, &self.path);
+        }
+    }
+}
+
 /// Where the metrics of this process will be handed out.
 #[derive(Debug)]
 pub(crate) struct Exporter {
     sockets: Vec<UnixListener>,
+    traces: Vec<Trace>,
     ports: Vec<Port>,
     process: Process,
 }
@@ -92,13 +131,18 @@ impl Exporter {
     /// Makes the sockets. One that cannot be made is told about, and the daemon serves all the same.
     ///
     /// To be called with the final privileges and root directory.
-    pub(crate) fn bind(addresses: Vec<Address>, process: Process) -> Self {
+    pub(crate) fn bind(places: Places, process: Process) -> Self {
         let mut sockets = Vec::new();
+        let mut traces = Vec::new();
         let mut ports = Vec::new();
-        for address in addresses {
+        for address in places.addresses {
             match address {
                 Address::Unix(path) => match listen_at(&path) {
-                    Ok(socket) => sockets.push(socket),
+                    Ok(socket) => {
+                        sockets.push(socket);
+                        traces.extend(Trace::of(&path));
+                    }
+                    Err(_) if places.by_default => {}
                     Err(error) => log::warn!(
                         "no metrics at unix:{}: {}",
                         path.display(),
@@ -116,13 +160,22 @@ impl Exporter {
         }
         Self {
             sockets,
+            traces,
             ports,
             process,
         }
     }
 
-    /// Starts the thread.
+    /// What is to be removed when the process ends in an orderly way.
+    pub(crate) fn take_traces(&mut self) -> Vec<Trace> {
+        std::mem::take(&mut self.traces)
+    }
+
+    /// Starts the thread, unless there is nothing for it to do.
     pub(crate) fn start<S: Service>(self, name: String, service: Arc<S>, shared: Arc<Shared>) {
+        if self.sockets.is_empty() && self.ports.is_empty() {
+            return;
+        }
         let made = Poller::new().and_then(|poller| {
             let mut server = Server {
                 poller,

@@ -382,6 +382,9 @@ impl Plan {
                 entry.line, changed.key, changed.after, changed.before
             ));
         }
+        say(
+            "- have the services say what they do in private/NAME.metrics of the queue directory, for postkeep top",
+        );
         say("- postfix check, so that nothing is loaded that Postfix refuses");
         if self.running {
             say("- postfix reload, ask each service, watch the log; in case of trouble, back");
@@ -425,7 +428,7 @@ impl Plan {
         record.phase = Phase::Adopted;
         self.slot.write(&record)?;
         say(if self.running {
-            "Done: the services answer. postkeep release takes it back."
+            "Done: the services answer. postkeep top shows what they do, postkeep release takes it back."
         } else {
             "Done; it takes effect when Postfix is started. postkeep release takes it back."
         });
@@ -553,7 +556,14 @@ impl Plan {
             }
         };
         for (entry, _) in &self.changes {
-            look(self.ask(entry))?;
+            // A process that is being replaced may have taken the connection, and not answer any more.
+            let asked = loop {
+                match self.ask(entry) {
+                    Err(_) if start.elapsed() < GRACE => thread::sleep(Duration::from_millis(100)),
+                    asked => break asked,
+                }
+            };
+            look(asked)?;
         }
         let now = self.looks();
         for (key @ (_, table), before) in known {

@@ -6,6 +6,7 @@
 
 use std::fs;
 use std::io::{self, Write};
+use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
 use std::process::ExitCode;
 
@@ -131,8 +132,25 @@ pub(crate) fn take_back(
             return Err(format!("postfix reload: {}", reloaded.complaint()));
         }
     }
+    remove_traces(installation, &record);
     slot.clear()?;
     Ok(restored)
+}
+
+/// Removes the sockets at which services handed out metrics; processes that were killed have left theirs.
+fn remove_traces(installation: &Installation, record: &Record) {
+    let private = installation.directory("queue_directory").join("private");
+    for entry in &record.entries {
+        let Some((service, _)) = entry.key.rsplit_once('/') else {
+            continue;
+        };
+        let socket = private.join(format!("{service}.metrics"));
+        let is_socket =
+            fs::symlink_metadata(&socket).is_ok_and(|found| found.file_type().is_socket());
+        if is_socket {
+            let _ = fs::remove_file(socket);
+        }
+    }
 }
 
 /// Puts the bytes back when nobody has changed the file since, or regardless; `None` when somebody has.

@@ -15,9 +15,6 @@ use super::Directory;
 /// The parameter that is on here unless main.cf says otherwise.
 pub(crate) const LEAST_PRIVILEGE: &str = "postkeep_least_privilege";
 
-/// The parameter that is set here unless main.cf says otherwise.
-pub(crate) const METRICS_ADDRESS: &str = "postkeep_metrics_address";
-
 /// What the stand-in itself needs to know.
 #[derive(Debug)]
 pub(crate) struct Configured {
@@ -26,8 +23,6 @@ pub(crate) struct Configured {
     mail_owner: Owner,
     /// `postkeep_least_privilege` is set, to whatever.
     pub(crate) privilege_is_set: bool,
-    /// `postkeep_metrics_address` is set, perhaps to nothing.
-    pub(crate) metrics_are_set: bool,
 }
 
 impl Configured {
@@ -44,13 +39,11 @@ impl Configured {
             configuration::load(directory.path(), "serve", &text, &file, &[], &mut ignore)
                 .map_err(|error| error.to_string())?;
         let privilege_is_set = dictionary.value(LEAST_PRIVILEGE).is_some();
-        let metrics_are_set = dictionary.value(METRICS_ADDRESS).is_some();
         let common =
             evaluate_common(&mut dictionary, &mut ignore).map_err(|error| error.to_string())?;
         Ok(Self {
             queue_directory: PathBuf::from(OsString::from_vec(common.queue_directory)),
             privilege_is_set,
-            metrics_are_set,
             mail_owner: Owner {
                 user: common.mail_owner.uid,
                 group: common.mail_owner.gid,

@@ -180,19 +180,8 @@ impl Site for Tables {
             service("proxywrite", "proxymap", table_arguments),
         ];
         // If main.cf cannot be read now, the services say why.
-        let (is_set, metrics_are_set) = main_cf::Configured::read(&self.directory)
-            .map_or((false, false), |found| {
-                (found.privilege_is_set, found.metrics_are_set)
-            });
-        if !metrics_are_set {
-            for service in &mut services {
-                let socket = metrics_socket(&service.name);
-                let address = format!("{}=unix:private/{socket}", main_cf::METRICS_ADDRESS);
-                service
-                    .arguments
-                    .extend([OsString::from("-o"), address.into()]);
-            }
-        }
+        let is_set =
+            main_cf::Configured::read(&self.directory).is_ok_and(|found| found.privilege_is_set);
         if !is_set {
             let mut on = OsString::from(main_cf::LEAST_PRIVILEGE);
             on.push("=yes");
