@@ -110,6 +110,15 @@ impl Sides {
         }
     }
 
+    /// Runs a command of the installed programs and of ours at once, for what waits more than it works.
+    pub fn both(&self, words: [&[&str]; 2], input: &[u8]) -> [Outcome; 2] {
+        std::thread::scope(|scope| {
+            let real = scope.spawn(|| self.run(&self.real, &self.root, words[0], input));
+            let ours = self.run(&self.ours, &self.root, words[1], input);
+            [real.join().unwrap(), ours]
+        })
+    }
+
     /// Runs the same in two directories that were prepared the same way; nothing may differ.
     pub fn compare(
         &self,

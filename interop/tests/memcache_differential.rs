@@ -8,7 +8,6 @@
 )]
 
 use std::io::Write as _;
-use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
@@ -16,9 +15,15 @@ use postkeep_interop::postmap::{Outcome, Random, Sides, write_old};
 use postkeep_interop::servers::memcached::Memcached;
 use postkeep_interop::servers::{Server, read_until};
 
+/// The commands and the files of each side have the name of its directory where these have this word: the installed
+/// programs and ours run at once, as both wait most of the time.
+const SIDE: &str = "/SIDE/";
+
+const NAMES: [&str; 2] = ["/real/", "/mine/"];
+
 struct Place {
     sides: Sides,
-    server: Memcached,
+    servers: [Memcached; 2],
     tables: AtomicUsize,
 }
 
@@ -27,12 +32,15 @@ type Told = (Option<i32>, String, Vec<String>);
 
 fn told(outcome: &Outcome) -> Told {
     let cut = |line: &str| {
+        let line = NAMES
+            .iter()
+            .fold(line.to_owned(), |line, name| line.replace(name, SIDE));
         for mark in ["query error: ", "I/O error", "lookup error: ", " error: "] {
             if let Some(at) = line.find(mark) {
                 return line[..at + mark.len()].to_owned();
             }
         }
-        line.to_owned()
+        line
     };
     (
         outcome.exit,
@@ -41,27 +49,58 @@ fn told(outcome: &Outcome) -> Told {
     )
 }
 
+/// What the two programs told of commands that may name files of [`SIDE`].
+fn both(sides: &Sides, words: &[&str], input: &[u8]) -> [Told; 2] {
+    let words = NAMES.map(|name| {
+        let words = words.iter().map(|word| word.replace(SIDE, name));
+        words.collect::<Vec<_>>()
+    });
+    let words = words
+        .each_ref()
+        .map(|side| side.iter().map(String::as_str).collect::<Vec<_>>());
+    sides
+        .both(words.each_ref().map(Vec::as_slice), input)
+        .map(|outcome| told(&outcome))
+}
+
 impl Place {
     fn new() -> Option<Self> {
+        Self::with([Memcached::start()?, Memcached::start()?])
+    }
+
+    fn with(servers: [Memcached; 2]) -> Option<Self> {
+        let sides = Sides::new()?;
+        for name in NAMES {
+            sides.directory(name.trim_matches('/'));
+        }
         Some(Self {
-            sides: Sides::new()?,
-            server: Memcached::start()?,
+            sides,
+            servers,
             tables: AtomicUsize::new(0),
         })
     }
 
-    fn file(&self, text: &str) -> PathBuf {
-        let number = self.tables.fetch_add(1, Ordering::Relaxed);
-        let file = self.sides.root().join(format!("t{number}.cf"));
-        write_old(&file, text.as_bytes());
-        file
+    /// A file of either side.
+    fn file(&self, name: &str, text: &[&str; 2]) -> String {
+        for (side, text) in NAMES.iter().zip(text) {
+            let file = self.sides.root().join(format!("{}{name}", &side[1..]));
+            write_old(&file, text.replace(SIDE, side).as_bytes());
+        }
+        format!("{}{SIDE}{name}", self.sides.root().display())
     }
 
     /// A table of the server.
     fn table(&self, more: &str) -> String {
-        let port = self.server.port;
-        let file = self.file(&format!("memcache = inet:127.0.0.1:{port}\n{more}"));
-        format!("memcache:{}", file.display())
+        let number = self.tables.fetch_add(1, Ordering::Relaxed);
+        let text = self
+            .servers
+            .each_ref()
+            .map(|server| format!("memcache = {}\n{more}", server.place));
+        let file = self.file(
+            &format!("t{number}.cf"),
+            &text.each_ref().map(String::as_str),
+        );
+        format!("memcache:{file}")
     }
 
     /// Runs commands with each program, on a server with `before` in it; asks the server for `keys` afterwards.
@@ -71,34 +110,28 @@ impl Place {
         commands: &[(&[&str], &[u8])],
         keys: &[&str],
     ) -> Vec<Told> {
-        let run = |programs: &PathBuf| {
-            self.server.say(b"flush_all\r\n", "OK\r\n");
+        for server in &self.servers {
+            server.say(b"flush_all\r\n", "OK\r\n");
             for (key, value) in before {
                 let words = format!("set {key} 0 0 {}\r\n", value.len());
-                self.server
-                    .say(&[words.as_bytes(), value, b"\r\n"].concat(), "STORED\r\n");
+                server.say(&[words.as_bytes(), value, b"\r\n"].concat(), "STORED\r\n");
             }
-            let outcomes: Vec<Told> = commands
-                .iter()
-                .map(|(words, input)| {
-                    told(&self.sides.run(programs, self.sides.root(), words, input))
-                })
-                .collect();
-            let left: Vec<String> = keys
-                .iter()
-                .map(|key| {
-                    let answer = self
-                        .server
-                        .say(format!("get {key}\r\n").as_bytes(), "END\r\n");
-                    answer.escape_ascii().to_string()
-                })
-                .collect();
-            (outcomes, left)
-        };
-        let real = run(&self.sides.real);
-        let ours = run(&self.sides.ours);
+        }
+        let outcomes = commands.iter().map(|(words, input)| {
+            let [real, ours] = both(&self.sides, words, input);
+            assert_eq!(real, ours, "{words:?}: the first is the installed one");
+            ours
+        });
+        let outcomes = outcomes.collect();
+        let [real, ours] = self.servers.each_ref().map(|server| {
+            let left = keys.iter().map(|key| {
+                let answer = server.say(format!("get {key}\r\n").as_bytes(), "END\r\n");
+                answer.escape_ascii().to_string()
+            });
+            left.collect::<Vec<_>>()
+        });
         assert_eq!(real, ours, "{commands:?}: the first is the installed one");
-        ours.0
+        outcomes
     }
 }
 
@@ -118,7 +151,7 @@ const BEFORE: &[(&str, &[u8])] = &[
 /// meanwhile.
 fn spread<T: Sync>(cases: &[T], check: impl Fn(&Place, &T) + Sync) {
     thread::scope(|scope| {
-        for share in cases.chunks(cases.len().div_ceil(20)) {
+        for share in cases.chunks(cases.len().div_ceil(40)) {
             let check = &check;
             scope.spawn(move || {
                 let Some(place) = Place::new() else { return };
@@ -183,9 +216,17 @@ fn updates_and_deletions() {
     ];
     let mut cases = Vec::new();
     for table in tables {
-        cases.extend(entries.map(|(key, value)| (table, key, value)));
+        for (key, value) in entries {
+            // What the first command leaves is looked at, too. With a key that the server refuses each waits.
+            let some: &[_] = if key == long {
+                &[0..1, 1..2, 2..3]
+            } else {
+                &[0..1, 0..4]
+            };
+            cases.extend(some.iter().map(|some| (table, key, value, some.clone())));
+        }
     }
-    spread(&cases, |place, &(table, key, value)| {
+    spread(&cases, |place, (table, key, value, some)| {
         let table = place.table(table);
         let input = format!("{key}\t{value}\n");
         let keys = [
@@ -200,8 +241,7 @@ fn updates_and_deletions() {
             (&["postmap", "-d", key, &table], b""),
             (&["postmap", "-d", key, &table], b""),
         ];
-        place.same(BEFORE, commands, &keys);
-        place.same(BEFORE, &commands[..1], &keys);
+        place.same(BEFORE, &commands[some.clone()], &keys);
     });
 }
 
@@ -238,19 +278,15 @@ fn a_backup_is_asked_and_kept() {
 }
 
 fn check_with_backup(place: &Place, more: &&str) {
-    let source = place.sides.root().join("backup");
-    write_old(
-        &source,
-        b"a backup\nlong vvvvvvvvvvvvvvvvvvvvvv\nbad \xff\nu@d.example address\n",
-    );
-    let index = format!("lmdb:{}", source.display());
-    let made = place.sides.run(
-        &place.sides.real,
-        place.sides.root(),
-        &["postmap", &index],
-        b"",
-    );
-    assert_eq!(made.exit, Some(0), "{made:?}");
+    for name in NAMES {
+        write_old(
+            &place.sides.root().join(&name[1..]).join("backup"),
+            b"a backup\nlong vvvvvvvvvvvvvvvvvvvvvv\nbad \xff\nu@d.example address\n",
+        );
+    }
+    let index = format!("lmdb:{}{SIDE}backup", place.sides.root().display());
+    let made = both(&place.sides, &["postmap", &index], b"");
+    assert!(made.iter().all(|(exit, ..)| *exit == Some(0)), "{made:?}");
     let table = place.table(&format!("backup = {index}\n{more}"));
     let long = "k".repeat(300);
     for key in ["a", "nosuch", "long", "bad", "u@d.example", &long] {
@@ -302,25 +338,42 @@ fn a_server_that_is_away() {
     };
     let with_backup = place.table("backup = static:x\ntimeout = 1\n");
     let alone = place.table("timeout = 1\n");
-    let ask = |place: &Place, table: &str| {
-        let words = ["postmap", "-q", "a", table];
-        let root = place.sides.root();
-        let real = told(&place.sides.run(&place.sides.real, root, &words, b""));
-        let ours = told(&place.sides.run(&place.sides.ours, root, &words, b""));
-        assert_eq!(real, ours);
-        ours.0
+    // Both tables at once.
+    let one = |place: &Place, key, table| {
+        let mut sides = both(&place.sides, &["postmap", "-q", key, table], b"");
+        for ((.., lines), server) in sides.iter_mut().zip(&place.servers) {
+            let shown = server.place.trim_start_matches("inet:");
+            for line in lines {
+                *line = line.replace(shown, "SERVER");
+            }
+        }
+        assert_eq!(sides[0], sides[1], "the first is the installed one");
+        sides[0].0
     };
-    assert_eq!(ask(&place, &alone), Some(1));
-    place.server.process.suspend();
-    assert_eq!(ask(&place, &alone), Some(1));
-    assert_eq!(ask(&place, &with_backup), Some(0));
-    place.server.process.resume();
-    place.server.process.kill();
-    assert_eq!(ask(&place, &alone), Some(1));
-    assert_eq!(ask(&place, &with_backup), Some(0));
-    place.server.restart();
-    assert_eq!(ask(&place, &with_backup), Some(0));
-    assert_eq!(ask(&place, &alone), Some(0));
+    // Both tables at once.
+    let ask = |place: &Place| {
+        thread::scope(|scope| {
+            let other = scope.spawn(|| one(place, "a", &with_backup));
+            [one(place, "b", &alone), other.join().unwrap()]
+        })
+    };
+    assert_eq!(ask(&place), [Some(1), Some(0)]);
+    for server in &place.servers {
+        server.process.suspend();
+    }
+    assert_eq!(ask(&place), [Some(1), Some(0)]);
+    for server in &mut place.servers {
+        server.process.resume();
+        server.process.kill();
+    }
+    assert_eq!(ask(&place), [Some(1), Some(0)]);
+    for server in &mut place.servers {
+        server.restart();
+    }
+    assert_eq!(one(&place, "a", &alone), Some(1));
+    assert_eq!(ask(&place), [Some(1), Some(0)]);
+    // What the backup said is in the server now.
+    assert_eq!(one(&place, "a", &alone), Some(0));
 }
 
 /// Answers of no memcached, to each request the same.
@@ -360,26 +413,35 @@ fn answers_that_are_none() {
             let answer = answer.to_vec();
             scope.spawn(move || {
                 let shown = answer[..answer.len().min(60)].escape_ascii().to_string();
+                // One answer for each connection.
                 let server = Server::start(move |mut client| {
-                    // One answer for each connection.
                     let _ = read_until(&mut client, b'\n');
                     let _ = client.write_all(&answer);
                 });
                 let file = sides.root().join(format!("a{number}.cf"));
                 let text = format!("memcache = inet:127.0.0.1:{}\nmax_try = 2\n", server.port);
                 write_old(&file, text.as_bytes());
-                let table = format!("memcache:{}", file.display());
-                let run = |words: &[&str], input: &[u8]| {
-                    let real = told(&sides.run(&sides.real, sides.root(), words, input));
-                    let ours = told(&sides.run(&sides.ours, sides.root(), words, input));
-                    assert_eq!(
-                        real, ours,
-                        "{words:?} {shown}: the first is the installed one"
-                    );
-                };
-                run(&["postmap", "-q", "k", &table], b"");
-                run(&["postmap", "-i", &table], b"k v\n");
-                run(&["postmap", "-d", "k", &table], b"");
+                compare(sides, &format!("memcache:{}", file.display()), &shown);
+            });
+        }
+    });
+}
+
+/// Asks, stores and deletes at once.
+fn compare(sides: &Sides, table: &str, note: &str) {
+    let commands: [(&[&str], &[u8]); 3] = [
+        (&["postmap", "-q", "k", table], b""),
+        (&["postmap", "-i", table], b"k v\n"),
+        (&["postmap", "-d", "k", table], b""),
+    ];
+    thread::scope(|scope| {
+        for (words, input) in commands {
+            scope.spawn(move || {
+                let [real, ours] = both(sides, words, input);
+                assert_eq!(
+                    real, ours,
+                    "{words:?} {note}: the first is the installed one"
+                );
             });
         }
     });
@@ -418,16 +480,11 @@ fn faults_in_the_configuration() {
                 write_old(&file, text.as_bytes());
                 let table = format!("memcache:{}", file.display());
                 let words = ["postmap", "-q", "k", &table];
-                let run = |programs| {
-                    let (exit, stdout, lines) =
-                        told(&sides.run(programs, sides.root(), &words, b""));
+                let [real, ours] = both(sides, &words, b"").map(|(exit, stdout, mut lines)| {
                     // Ours says which line of the file it is first.
-                    let is_hint = |line: &String| line.contains(": expecting ");
-                    let lines: Vec<String> =
-                        lines.into_iter().filter(|line| !is_hint(line)).collect();
+                    lines.retain(|line| !line.contains(": expecting "));
                     (exit, stdout, lines)
-                };
-                let (real, ours) = (run(&sides.real), run(&sides.ours));
+                });
                 assert_eq!(real, ours, "{text}: the first is the installed one");
             });
         }
