@@ -133,11 +133,12 @@ impl Backend for Server {
                 *spoiled = !clean || consumed < input.len();
                 return Ok(answer);
             }
-            if stream.read_buf(input).await.map_err(ended)? > 0 {
+            let read = stream.read_buf(input).await;
+            if matches!(read, Ok(length) if length > 0) {
                 continue;
             }
             if !question.value || !input.contains(&b'\n') {
-                return Err(Fault::Stale(String::new()));
+                return Err(read.map_or_else(ended, |_| Fault::Stale(String::new())));
             }
             // A whole value counts even when nothing follows it.
             *spoiled = true;
