@@ -93,7 +93,7 @@ impl Confinement {
                 ],
             ),
             told(
-                confine::refuse_calls(),
+                confine::refuse_calls(reach.copies),
                 ["system calls (seccomp)", "some system calls (seccomp)"],
             ),
         ]

@@ -263,7 +263,9 @@ impl<S: Service> Loop<S> {
         }
     }
 
-    fn end(&self) -> ! {
+    fn end(&mut self) -> ! {
+        // The hook may take its time, or leave a copy of the process; neither answers clients any more.
+        self.close_listeners();
         self.service.before_exit();
         for trace in self.shared.traces.get().into_iter().flatten() {
             trace.remove();

@@ -121,7 +121,7 @@ pub trait Service: Send + Sync + 'static {
     }
 
     /// The exit hook: called on the control thread before the process ends in an orderly way (idle, used up,
-    /// left by master, drained, one-shot done), after the last client has been served. Not called when the
-    /// process dies of a fatal error, a panic or a signal.
+    /// left by master, drained, one-shot done), after the last client has been served; listening sockets are closed
+    /// by then. Not called when the process dies of a fatal error, a panic or a signal.
     fn before_exit(&self) {}
 }

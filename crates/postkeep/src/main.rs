@@ -8,6 +8,7 @@ mod applet;
 mod cli;
 mod commands;
 mod daemons;
+mod handover;
 mod monitor;
 mod serve;
 mod tools;

@@ -264,6 +264,14 @@ fn tables_from_first_start_to_last() {
 #[test]
 fn a_connection_is_parked_and_taken_back() {
     let mut serve = Serve::start();
+    // Nobody will come for what is there at the end.
+    let mut main_cf = fs::OpenOptions::new()
+        .append(true)
+        .open(serve.directory.join("main.cf"))
+        .unwrap();
+    writeln!(main_cf, "postkeep_connection_cache_handover_time = 1s").unwrap();
+    serve.signal(Signal::HUP);
+    serve.wait_for("reload");
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let target = listener.local_addr().unwrap().to_string();
     let save = [
@@ -335,7 +343,7 @@ fn a_connection_is_parked_and_taken_back() {
     answer.join().unwrap().read_to_string(&mut heard).unwrap();
     assert_eq!(heard, "for the command\n");
 
-    // What is in the cache at the end is closed.
+    // What is in the cache at the end is closed soon after it.
     serve.ask(&save);
     let (mut far, _) = listener.accept().unwrap();
     serve.signal(Signal::INT);

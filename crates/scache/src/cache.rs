@@ -1,6 +1,7 @@
 //! The cache itself: destinations, endpoints, sessions, and when they expire.
 
 mod bindings;
+mod moving;
 
 use std::collections::hash_map::RandomState;
 use std::fmt;
@@ -14,6 +15,8 @@ use crate::limits::{Limits, Order, Rules};
 use crate::slab::{NONE, Slab};
 use crate::statistics::Statistics;
 use crate::timers::{Positions, Timers};
+
+pub use moving::{MovingBinding, MovingSession};
 
 /// Records whose time is up that one operation takes out at most.
 const STEP: usize = 32;

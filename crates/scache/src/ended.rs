@@ -58,7 +58,7 @@ pub enum Unfit {
 
 /// What happened to sessions since the cache was made.
 ///
-/// `saved` is the sum of `found`, of all causes of an end, and of the sessions in the cache.
+/// `saved` is the sum of `found`, of `given`, of all causes of an end, and of the sessions in the cache.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Counters {
@@ -66,6 +66,10 @@ pub struct Counters {
     pub saved: u64,
     /// Sessions found, by endpoint or by destination.
     pub found: u64,
+    /// Of those saved: taken over from another process.
+    pub received: u64,
+    /// Handed over to another process.
+    pub given: u64,
     /// [`Cause::Expired`]
     pub expired: u64,
     /// [`Death::Closed`]

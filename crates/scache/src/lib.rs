@@ -4,6 +4,7 @@
 //! - [`Ended`]: a session that nobody found, why, and what is to be said to its far end
 //! - [`Conversation`]: the requests of one client, from bytes to bytes
 //! - [`Statistics`]: what is counted, and how it is logged
+//! - [`transfer`]: how sessions and bindings are written down for a process that takes over
 //!
 //! This crate is pure: no socket, clock, file or thread. Time is an argument, a connection is a type
 //! parameter.
@@ -18,8 +19,11 @@ mod service;
 mod slab;
 mod statistics;
 mod timers;
+pub mod transfer;
 
-pub use cache::{Cache, Found, FoundDestination, SaveError, SessionId};
+pub use cache::{
+    Cache, Found, FoundDestination, MovingBinding, MovingSession, SaveError, SessionId,
+};
 pub use ended::{Cause, Counters, Death, Ended, Unfit};
 pub use goodbye::{BadGoodbye, Goodbyes};
 pub use limits::{Limits, Order, Rules};

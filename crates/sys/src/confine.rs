@@ -30,6 +30,8 @@ pub struct Reach {
     pub network: bool,
     /// TCP ports on which sockets may be made that accept connections, beside those that are open already.
     pub ports: Vec<u16>,
+    /// The process may make copies of itself. Other programs can be started in no case.
+    pub copies: bool,
 }
 
 /// How much of what was asked for is in force.
@@ -102,6 +104,8 @@ fn opened(path: &Path, access: BitFlags<AccessFs>) -> Option<(PathFd, BitFlags<A
 
 /// Refuses system calls that no daemon of ours makes, in all threads: they fail with `EPERM`.
 ///
+/// - `copies`: as [`Reach::copies`]
+///
 /// What is refused: starting programs and processes; tracing and reading other processes; mounting, changing the
 /// root directory, entering namespaces; loading kernel modules, kernels and BPF programs; keys, performance
 /// counters, user-mode page faults, `io_uring`; clocks, host name, quotas, swap, accounting; handles of files by
@@ -109,7 +113,7 @@ fn opened(path: &Path, access: BitFlags<AccessFs>) -> Option<(PathFd, BitFlags<A
 ///
 /// # Errors
 /// seccomp(2) failed.
-pub fn refuse_calls() -> io::Result<Enforced> {
+pub fn refuse_calls(copies: bool) -> io::Result<Enforced> {
     let Ok(architecture) = TargetArch::try_from(std::env::consts::ARCH) else {
         return Ok(Enforced::NotAtAll);
     };
@@ -125,7 +129,7 @@ pub fn refuse_calls() -> io::Result<Enforced> {
     };
     // Its arguments are in memory, where a filter cannot look: the C library then uses clone(2).
     let unknown = BTreeMap::from([(libc::SYS_clone3, Vec::new())]);
-    for (rules, errno) in [(refused(), libc::EPERM), (Ok(unknown), libc::ENOSYS)] {
+    for (rules, errno) in [(refused(copies), libc::EPERM), (Ok(unknown), libc::ENOSYS)] {
         let program = rules
             .and_then(|rules| refuse(rules, errno))
             .map_err(io::Error::other)?;
@@ -243,7 +247,19 @@ const REFUSED_HERE: &[i64] = &[];
 #[cfg(target_arch = "x86_64")]
 const X32: i64 = 0x4000_0000;
 
-fn refused() -> Result<Rules, seccompiler::BackendError> {
+/// Bits of clone(2) that a plain copy of a process does not have.
+const NOT_OF_COPIES: [i32; 8] = [
+    libc::CLONE_VM,
+    libc::CLONE_NEWNS,
+    libc::CLONE_NEWCGROUP,
+    libc::CLONE_NEWUTS,
+    libc::CLONE_NEWIPC,
+    libc::CLONE_NEWUSER,
+    libc::CLONE_NEWPID,
+    libc::CLONE_NEWNET,
+];
+
+fn refused(copies: bool) -> Result<Rules, seccompiler::BackendError> {
     use SeccompCmpArgLen::Dword;
     let condition = |argument, operator, value: i32| {
         SeccompCondition::new(argument, Dword, operator, u64::from(value.unsigned_abs()))
@@ -260,7 +276,17 @@ fn refused() -> Result<Rules, seccompiler::BackendError> {
     // A process; a thread has the bit.
     let thread = u64::from(libc::CLONE_THREAD.unsigned_abs());
     let process = condition(0, SeccompCmpOp::MaskedEq(thread), 0)?;
-    rules.insert(libc::SYS_clone, vec![SeccompRule::new(vec![process])?]);
+    let calls = if copies {
+        // Not a copy, but something that shares memory with this process or leaves its namespaces.
+        let others = NOT_OF_COPIES.map(|bit| {
+            let set = SeccompCmpOp::MaskedEq(u64::from(bit.unsigned_abs()));
+            SeccompRule::new(vec![process.clone(), condition(0, set, bit)?])
+        });
+        others.into_iter().collect::<Result<Vec<_>, _>>()?
+    } else {
+        vec![SeccompRule::new(vec![process])?]
+    };
+    rules.insert(libc::SYS_clone, calls);
     // A socket of a family that nobody needs.
     let other = [
         libc::AF_UNIX,
@@ -287,7 +313,7 @@ mod tests {
 
     #[test]
     fn calls_that_daemons_make_are_not_refused() {
-        let rules = refused().unwrap();
+        let rules = refused(false).unwrap();
         for call in [
             libc::SYS_read,
             libc::SYS_write,

@@ -117,6 +117,37 @@ pub fn try_move_above(descriptor: OwnedFd, lowest: RawFd) -> Result<OwnedFd, (io
     }
 }
 
+/// Closes all sockets that accept connections but one, in a copy of a process that is not to answer anybody: their
+/// owners are in the threads that the copy does not have.
+///
+/// # References
+/// [`crate::process::split`]
+pub fn close_listeners(kept: &impl AsFd) {
+    use std::os::fd::AsRawFd as _;
+    // Numbers are given out from below, so there is nothing behind a long gap.
+    const GAP: u32 = 4096;
+    let kept = kept.as_fd().as_raw_fd();
+    let mut gap = 0;
+    for number in 3.. {
+        // SAFETY: borrowed for one getsockopt, which fails harmlessly when the number is not open.
+        let socket = unsafe { BorrowedFd::borrow_raw(number) };
+        match rustix::net::sockopt::socket_acceptconn(socket) {
+            // SAFETY: whoever owns the descriptor is a thread of the process that this one is a copy of, and will
+            // not run here.
+            Ok(true) if number != kept => drop(unsafe { OwnedFd::from_raw_fd(number) }),
+            Err(rustix::io::Errno::BADF) => {
+                gap += 1;
+                if gap == GAP {
+                    return;
+                }
+                continue;
+            }
+            _ => {}
+        }
+        gap = 0;
+    }
+}
+
 /// Makes reads and writes of a descriptor return at once, or wait.
 ///
 /// The setting is shared by all processes that have the same open file.

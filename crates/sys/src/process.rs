@@ -1,7 +1,8 @@
 //! Facts about this process and small changes to it.
 #![allow(
     unsafe_code,
-    reason = "nix::sys::signal::signal is unsafe for handlers; SIG_IGN and SIG_DFL are none"
+    reason = "nix::sys::signal::signal is unsafe for handlers; SIG_IGN and SIG_DFL are none. fork is unsafe for \
+              threads that hold locks"
 )]
 
 use std::ffi::OsString;
@@ -41,6 +42,44 @@ pub fn ignore(signal: Ignored) -> io::Result<()> {
 pub fn restore_broken_pipe() -> io::Result<()> {
     // SAFETY: no handler is installed; the default action ends the process.
     unsafe { nix::sys::signal::signal(Signal::SIGPIPE, SigHandler::SigDfl) }?;
+    Ok(())
+}
+
+/// Which of two processes this is, after [`split`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Half {
+    /// The one that was there before.
+    Parent,
+    /// The new one, with copies of all that the other had, and this thread only.
+    Child,
+}
+
+/// Makes a copy of this process, in which only the calling thread goes on. Nobody waits for the copy: it belongs to
+/// process 1 when this one has ended.
+///
+/// Call it when all other threads have ended, or wait and hold no lock that the copy may want: a lock that another
+/// thread holds at this moment stays locked there for ever. (The C library sees to its own.)
+///
+/// # Errors
+/// fork(2) failed, or is forbidden.
+pub fn split() -> io::Result<Half> {
+    // SAFETY: the child goes on like any thread, which is sound in Rust as long as the memory is as it was; what
+    // other threads did to it under locks stays locked, which can hang the child and no more.
+    Ok(match unsafe { nix::unistd::fork() }? {
+        nix::unistd::ForkResult::Parent { .. } => Half::Parent,
+        nix::unistd::ForkResult::Child => Half::Child,
+    })
+}
+
+/// Lets go of the standard streams, so that nobody waits for their end: what is written to them is lost.
+///
+/// # Errors
+/// The system has no descriptors left.
+pub fn leave_streams() -> io::Result<()> {
+    let (nowhere, _) = std::os::unix::net::UnixStream::pair()?;
+    rustix::stdio::dup2_stdin(&nowhere)?;
+    rustix::stdio::dup2_stdout(&nowhere)?;
+    rustix::stdio::dup2_stderr(&nowhere)?;
     Ok(())
 }
 
@@ -139,6 +178,22 @@ mod tests {
         assert_eq!(blocked(), (true, false));
         drop(outer);
         assert_eq!(blocked(), (false, false));
+    }
+
+    #[test]
+    fn a_copy_goes_on_with_what_there_was() {
+        use std::io::{Read as _, Write as _};
+        let (mut ours, mut theirs) = std::os::unix::net::UnixStream::pair().unwrap();
+        let number = 7_u8;
+        if split().unwrap() == Half::Child {
+            let _ = theirs.write_all(&[number]);
+            // Nothing of the test program is to run in here.
+            let _ = nix::sys::signal::raise(Signal::SIGKILL);
+        }
+        drop(theirs);
+        let mut heard = Vec::new();
+        ours.read_to_end(&mut heard).unwrap();
+        assert_eq!(heard, [7]);
     }
 
     #[test]

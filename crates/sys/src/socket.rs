@@ -143,6 +143,46 @@ pub fn send_descriptor(socket: &impl AsFd, byte: u8, descriptor: BorrowedFd<'_>)
     Ok(())
 }
 
+/// Sends bytes with descriptors on the first of them, as many bytes as fit without waiting. The descriptors stay the
+/// caller's as well; they go with the first byte, so once anything was sent.
+///
+/// - `bytes`: not empty
+/// - `descriptors`: at most [`MAX_DESCRIPTORS`]
+///
+/// # Errors
+/// sendmsg(2) failed, and nothing was sent; `WouldBlock` when nothing fits.
+///
+/// # References
+/// unix(7) `SCM_RIGHTS`.
+pub fn send_descriptors(
+    socket: &impl AsFd,
+    bytes: &[u8],
+    descriptors: &[BorrowedFd<'_>],
+) -> io::Result<usize> {
+    if descriptors.is_empty() {
+        return send(socket, bytes);
+    }
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_DESCRIPTORS))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    if !control.push(SendAncillaryMessage::ScmRights(descriptors)) {
+        return Err(io::Error::other("too many descriptors for one message"));
+    }
+    Ok(rustix::net::sendmsg(
+        socket,
+        &[IoSlice::new(bytes)],
+        &mut control,
+        SendFlags::DONTWAIT | SendFlags::NOSIGNAL,
+    )?)
+}
+
+/// A number that no other socket of this machine has, or had since it was started.
+///
+/// # Errors
+/// Not a socket.
+pub fn cookie(socket: &impl AsFd) -> io::Result<u64> {
+    Ok(rustix::net::sockopt::socket_cookie(socket)?)
+}
+
 /// Reads from a pipe, a terminal or a file; waits unless the descriptor is non-blocking.
 ///
 /// # Errors
@@ -210,6 +250,31 @@ mod tests {
         let mut text = String::new();
         mine.read_to_string(&mut text).unwrap();
         assert_eq!(text, "hello");
+    }
+
+    #[test]
+    fn several_descriptors_arrive_in_order_and_are_the_same_sockets() {
+        let (left, right) = UnixStream::pair().unwrap();
+        let sockets: Vec<UnixStream> = (0..MAX_DESCRIPTORS / 2)
+            .flat_map(|_| <[UnixStream; 2]>::from(UnixStream::pair().unwrap()))
+            .collect();
+        let borrowed: Vec<BorrowedFd<'_>> = sockets.iter().map(AsFd::as_fd).collect();
+        assert_eq!(send_descriptors(&left, b"abc", &borrowed).unwrap(), 3);
+        let (mut buffer, mut arrived) = ([0; 8], Vec::new());
+        assert_eq!(receive(&right, &mut buffer, &mut arrived).unwrap(), 3);
+        let cookies = |sockets: &[BorrowedFd<'_>]| -> Vec<u64> {
+            sockets
+                .iter()
+                .map(|socket| cookie(socket).unwrap())
+                .collect()
+        };
+        let came: Vec<BorrowedFd<'_>> = arrived.iter().map(AsFd::as_fd).collect();
+        assert_eq!(cookies(&came), cookies(&borrowed));
+        let mut different = cookies(&came);
+        different.sort_unstable();
+        different.dedup();
+        assert_eq!(different.len(), sockets.len());
+        assert!(cookie(&pipe_end()).is_err());
     }
 
     #[test]

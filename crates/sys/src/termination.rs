@@ -28,6 +28,11 @@ impl Termination {
         Ok(Self { descriptor })
     }
 
+    /// Takes the signal, so that the next one can be told from it; false when none has come.
+    pub fn take(&self) -> bool {
+        matches!(self.descriptor.read_signal(), Ok(Some(_)))
+    }
+
     /// Ends the process as the signal would have, so that its parent sees no difference.
     pub fn die(&self) -> ! {
         // Raised for this thread, and so delivered before the call returns.
@@ -61,7 +66,7 @@ mod tests {
         raise(Signal::SIGTERM).unwrap();
         assert!(wait_for(&termination, Interest::Read, None).unwrap());
         // This thread has it; it goes with the thread.
-        let taken = termination.descriptor.read_signal().unwrap();
-        assert!(taken.is_some());
+        assert!(termination.take());
+        assert!(!termination.take());
     }
 }

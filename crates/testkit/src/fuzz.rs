@@ -29,6 +29,7 @@ use std::time::Duration;
 
 use postkeep_conf::{Dictionary, Release};
 use postkeep_proxymap::approve::{List, Listing, Notice, Rules};
+use postkeep_scache::transfer::Frame;
 use postkeep_scache::{
     Cache, Conversation, Limits as CacheLimits, Next, Rules as CacheRules, Settings,
 };
@@ -67,6 +68,7 @@ pub const TARGETS: &[Target] = &[
     ("proxymap_requests", proxymap_requests),
     ("scache_conversation", scache_conversation),
     ("scache_requests", scache_requests),
+    ("scache_transfer", scache_transfer),
     ("scan_lists", scan_lists),
     ("socketmap_replies", socketmap_replies),
     ("socketmap_requests", socketmap_requests),
@@ -241,6 +243,25 @@ pub fn scache_requests(data: &[u8]) {
             scache::Scanned::Incomplete => panic!("incomplete at the end of the input"),
         }
         assert!(rest.len() < before, "nothing was consumed");
+    }
+}
+
+/// What one process hands over to the next: each frame is written again as it was, and reads alike in whatever pieces it
+/// comes.
+pub fn scache_transfer(data: &[u8]) {
+    let mut rest = data;
+    while let Ok(Some((frame, length))) = Frame::decode(rest) {
+        for shorter in [0, 3, 4, 5, length / 2, length - 1] {
+            let early = Frame::decode(&rest[..shorter.min(length - 1)]);
+            assert_eq!(early, Ok(None), "read before it was there");
+        }
+        let mut again = Vec::new();
+        let written = frame.encode(&mut again);
+        assert!(
+            written.is_ok() && again == rest[..length],
+            "written otherwise"
+        );
+        rest = &rest[length..];
     }
 }
 

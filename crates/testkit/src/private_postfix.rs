@@ -222,15 +222,7 @@ impl PrivatePostfix {
                 .status()?;
             ensure!(status.success(), "postmap {kind}:{name}: {status}");
         }
-        let master = Command::new(daemons.join("master"))
-            .arg("-c")
-            .arg(scratch.path().join("etc"))
-            .env_clear()
-            .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .spawn()
-            .context("cannot start master")?;
+        let master = start_master(&scratch)?;
         let mut instance = Self {
             real,
             scratch,
@@ -301,6 +293,21 @@ impl PrivatePostfix {
             String::from_utf8_lossy(&output.stderr)
         );
         Ok(())
+    }
+
+    /// Stops it as `postfix abort` does, and starts it again.
+    ///
+    /// # Errors
+    /// When it does not end, or does not come up again, within ten seconds.
+    pub fn restart(&mut self) -> Result<()> {
+        let starts = self.logged("daemon started");
+        let pid = as_pid(self.master.id()).context("master has a number")?;
+        kill_process(pid, Signal::TERM)?;
+        self.master.wait()?;
+        self.master = start_master(&self.scratch)?;
+        self.wait_for("master to start", Duration::from_secs(10), |instance| {
+            Ok(instance.logged("daemon started") > starts)
+        })
     }
 
     /// The processes of a service's daemon that master has started, by the daemon's file name, with their
@@ -437,6 +444,18 @@ impl Drop for PrivatePostfix {
             );
         }
     }
+}
+
+fn start_master(scratch: &Scratch) -> Result<Child> {
+    Command::new(scratch.path().join("daemons/master"))
+        .arg("-c")
+        .arg(scratch.path().join("etc"))
+        .env_clear()
+        .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .spawn()
+        .context("cannot start master")
 }
 
 /// Something listens on this loopback port.

@@ -189,6 +189,8 @@ impl StandIn {
             ("inet_interfaces", "127.0.0.1".to_owned()),
             ("inet_protocols", "ipv4".to_owned()),
             ("alias_maps", String::new()),
+            // Nothing outlives the daemon, unless the test is about that.
+            ("postkeep_connection_cache_handover_time", "0".to_owned()),
         ]
         .map(|(name, value)| (name.to_owned(), value))
         .into();

@@ -5,25 +5,31 @@
 
 use std::ffi::{OsStr, OsString};
 use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStringExt as _;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::panic::AssertUnwindSafe;
+use std::path::Path;
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime};
 
-use log::{debug, info};
+use log::{debug, info, warn};
 use postkeep_conf::{Dictionary, Error, Sink};
 use postkeep_daemon::metrics::Page;
 use postkeep_daemon::{
     Attributes, Next, Program, Reach, Requirement, Service, Setup, Turn, Waker, logging,
 };
 use postkeep_scache::{self as scache, Conversation};
-use postkeep_sys::error_text;
+use postkeep_sys::process::{self, Half};
 use postkeep_sys::termination::Termination;
+use postkeep_sys::{descriptor, effective, error_text};
 use postkeep_wire::duplex::Outbox;
 use postkeep_wire::protocol;
 
 use super::announce::{Greeting, Policy, Turn as Greeted};
 use super::oversize::Oversize;
+use crate::handover::Place;
 use kept::Kept;
 use parameters::Parameters;
 
@@ -48,6 +54,57 @@ pub(crate) fn run(name: &OsStr, arguments: &[OsString]) -> ExitCode {
 struct ScacheProgram {
     parameters: Option<Parameters>,
     policy: Option<Policy>,
+    /// Where sessions come from and go to; opened while that can be reached.
+    succession: Succession,
+}
+
+/// The processes before and after this one.
+#[derive(Debug, Default)]
+struct Succession {
+    predecessor: Option<UnixStream>,
+    /// At which the next one connects.
+    listener: Option<UnixListener>,
+}
+
+impl Succession {
+    /// Finds the process before this one, and takes its place. With the identity that the data directory belongs to:
+    /// the names in there are not to be trusted by root.
+    fn open(setup: &Setup) -> Self {
+        let data_directory = OsString::from_vec(setup.common.data_directory.clone());
+        let Some(place) = Place::new(Path::new(&data_directory), &setup.service_name) else {
+            return Self::default();
+        };
+        let owner = &setup.common.mail_owner;
+        let before = effective::identity();
+        let changes = effective::real_user_is_root() && before.0 == 0 && owner.uid != 0;
+        if changes && let Err(error) = effective::assume(owner.uid, owner.gid) {
+            logging::fatal(format_args!(
+                "seteuid({}): {}",
+                owner.uid,
+                error_text(&error)
+            ));
+        }
+        let predecessor = place.predecessor();
+        let listener = place.listen();
+        if changes && let Err(error) = effective::assume(before.0, before.1) {
+            logging::fatal(format_args!(
+                "seteuid({}): {}",
+                before.0,
+                error_text(&error)
+            ));
+        }
+        let listener = listener.map_err(|error| {
+            warn!(
+                "sessions will not survive a restart: cannot listen at {}: {}",
+                place.path().display(),
+                error_text(&error)
+            );
+        });
+        Self {
+            predecessor,
+            listener: listener.ok(),
+        }
+    }
 }
 
 impl ScacheProgram {
@@ -65,11 +122,21 @@ impl Program for ScacheProgram {
         vec![Requirement::Parameters(Self::read), Requirement::Solitary]
     }
 
+    fn before_jail(&mut self, setup: &mut Setup) {
+        let wanted = |parameters: &Parameters| !parameters.handover_time.is_zero();
+        if !setup.one_shot && self.parameters.as_ref().is_some_and(wanted) {
+            self.succession = Succession::open(setup);
+        }
+    }
+
     fn after_jail(self, setup: &mut Setup) -> Scache {
         // What is in the cache must not be lost because of the number of clients that were there.
         setup.max_use = 0;
         // No file is opened and nobody is called from here on; before there are threads.
-        setup.confine(Reach::default());
+        setup.confine(Reach {
+            copies: self.succession.listener.is_some(),
+            ..Reach::default()
+        });
         let parameters = self
             .parameters
             .unwrap_or_else(|| logging::fatal(format_args!("parameters were not read")));
@@ -80,7 +147,9 @@ impl Program for ScacheProgram {
                 ipc_timeout: setup.common.ipc_timeout,
                 policy: self.policy.unwrap_or(Policy::Always),
                 stray: super::stray_argument(setup),
+                handover_time: parameters.handover_time,
             },
+            self.succession,
             setup,
         )
     }
@@ -97,6 +166,8 @@ struct Configuration {
     policy: Policy,
     /// The first argument that is no option; there should be none.
     stray: Option<String>,
+    /// `postkeep_connection_cache_handover_time`
+    handover_time: Duration,
 }
 
 /// The running service.
@@ -106,6 +177,8 @@ struct Scache {
     settings: scache::Settings,
     oversize: Oversize,
     kept: Arc<Kept>,
+    /// At which the next process connects, when sessions are handed over.
+    listener: Option<UnixListener>,
     /// Looks after the sessions; gone when the process is about to end.
     keeper: Mutex<Option<JoinHandle<()>>>,
     report: Mutex<Report>,
@@ -136,7 +209,12 @@ struct Patience {
 }
 
 impl Scache {
-    fn new(parameters: &Parameters, configuration: Configuration, setup: &Setup) -> Self {
+    fn new(
+        parameters: &Parameters,
+        configuration: Configuration,
+        succession: Succession,
+        setup: &Setup,
+    ) -> Self {
         let now = Instant::now();
         let broken = |what: &str, error: &std::io::Error| -> ! {
             logging::fatal(format_args!("{what}: {}", error_text(error)));
@@ -144,8 +222,12 @@ impl Scache {
         // What cannot be raised is what there is.
         let descriptors = postkeep_sys::descriptor::raise_limit().unwrap_or(1024);
         let lingering = MOST_LINGERING.min(parameters.clients(descriptors) / 4);
-        // Without a word to say there is no reason to let the signal wait.
-        let termination = parameters.says_goodbye();
+        let Succession {
+            predecessor,
+            listener,
+        } = succession;
+        // With nothing to say or to keep there is no reason to let the signal wait.
+        let termination = parameters.says_goodbye() || listener.is_some();
         let kept = Kept::new(
             parameters.rules(descriptors),
             parameters.liveness,
@@ -156,13 +238,21 @@ impl Scache {
             now,
         );
         let kept = Arc::new(kept.unwrap_or_else(|error| broken("epoll_create", &error)));
+        if listener.is_some() {
+            let control = setup.control.clone();
+            kept.end_with(move || control.leave());
+        }
+        if let Some(predecessor) = predecessor {
+            kept.succeed(predecessor);
+        }
         let keeper = std::thread::Builder::new()
             .name("keeper".to_owned())
             .spawn({
                 let kept = Arc::clone(&kept);
                 move || {
-                    // Without this thread nothing would ever expire.
-                    if std::panic::catch_unwind(|| kept.look_after()).is_err() {
+                    // Without this thread nothing would ever expire. Nobody sees what a panic leaves.
+                    let look_after = AssertUnwindSafe(|| kept.look_after());
+                    if std::panic::catch_unwind(look_after).is_err() {
                         logging::fatal(format_args!(
                             "panic: the connection cache is not looked after"
                         ));
@@ -178,12 +268,36 @@ impl Scache {
             },
             oversize: Oversize::default(),
             kept,
+            listener,
             keeper: Mutex::new(Some(keeper)),
             report: Mutex::new(Report {
                 since: SystemTime::now(),
                 due: now + configuration.interval,
             }),
             configuration,
+        }
+    }
+
+    /// Leaves the sessions in a copy of this process, because master(8) starts no other process before this one has
+    /// ended.
+    fn leave_sessions(&self, listener: &UnixListener) {
+        match self.kept.split() {
+            Ok(Half::Parent) => {}
+            Ok(Half::Child) => {
+                let _ = process::leave_streams();
+                // Those of the metrics are the next process's.
+                descriptor::close_listeners(listener);
+                let until = Instant::now() + self.configuration.handover_time;
+                self.kept.stay_behind(listener, until);
+                std::process::exit(0);
+            }
+            Err(error) => {
+                warn!(
+                    "sessions do not survive this restart: fork: {}",
+                    error_text(&error)
+                );
+                self.kept.end();
+            }
         }
     }
 
@@ -298,7 +412,12 @@ impl Service for Scache {
 
     fn before_exit(&self) {
         self.log_statistics(Instant::now());
-        self.kept.leave();
+        let listener = self.listener.as_ref().filter(|_| !self.kept.is_empty());
+        if listener.is_some() {
+            self.kept.stop();
+        } else {
+            self.kept.leave();
+        }
         let keeper = self
             .keeper
             .lock()
@@ -308,5 +427,9 @@ impl Service for Scache {
             let _ = keeper.join();
         }
         debug!("{:?}", self.kept.counted());
+        if let Some(listener) = listener {
+            self.leave_sessions(listener);
+        }
+        self.kept.die_if_terminated();
     }
 }

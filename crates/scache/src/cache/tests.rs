@@ -2,6 +2,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::goodbye::Goodbyes;
+use crate::transfer;
 
 fn alive<H>(_: &H) -> Option<Death> {
     None
@@ -490,4 +491,71 @@ fn sizes_are_sampled_at_saves_only() {
         ),
         (1, 1)
     );
+}
+
+#[test]
+fn what_moves_to_another_cache_keeps_its_order_its_time_and_its_label() {
+    let mut old = Cache::default();
+    for handle in 0..100 {
+        let (ttl, label) = (
+            at(10 + handle * 7 % 13),
+            [b"a", b"b", b"c"][handle as usize % 3],
+        );
+        old.save_endpoint(at(0), ttl, label, &handle.to_le_bytes(), handle)
+            .unwrap();
+        old.save_destination(at(0), ttl, &(handle % 2).to_le_bytes(), b"q", label)
+            .unwrap();
+    }
+    // It does not move, and it is not lost.
+    old.save_endpoint(at(0), at(1), b"a", b"", 1000).unwrap();
+    let mut new = Cache::default();
+    loop {
+        let mut moving = old.give(at(2));
+        let Some(first) = moving.first() else { break };
+        assert!(moving.len() <= transfer::MOST_SESSIONS);
+        if first.handle % 2 == 0 {
+            // Given in vain.
+            let count = moving.len();
+            let sessions = old.sessions();
+            assert_eq!(old.take_back(at(2), moving).len(), count);
+            assert_eq!(old.sessions(), sessions + count);
+            moving = old.give(at(2));
+        }
+        for session in moving {
+            assert_eq!(&*session.property, &session.handle.to_le_bytes());
+            new.receive(at(5), session).unwrap();
+        }
+    }
+    loop {
+        let moving = old.give_bindings(at(2));
+        if moving.is_empty() {
+            break;
+        }
+        for binding in moving {
+            new.receive_binding(at(5), &binding).unwrap();
+        }
+    }
+    assert_eq!(handles(old.take_ended()), [1000]);
+    assert_eq!((old.sessions(), old.bindings(), old.bytes), (0, 0, 0));
+    let counters = *old.counters();
+    assert_eq!(
+        (counters.saved, counters.given, counters.expired),
+        (101, 100, 1)
+    );
+    assert_eq!((new.sessions(), new.bindings()), (100, 6));
+    assert_eq!(new.counters().received, 100);
+    // The clock of the new one began three seconds later.
+    assert_eq!(new.next_expiry(), Some(at(13)));
+    let mut handles: Vec<u32> = Vec::new();
+    for label in ["a", "b", "c"] {
+        let these: Vec<u32> = std::iter::from_fn(|| find(&mut new, 5, label)).collect();
+        assert!(
+            these
+                .iter()
+                .all(|handle| label.as_bytes()[0] == b'a' + (handle % 3) as u8)
+        );
+        handles.extend(these);
+    }
+    handles.sort_unstable();
+    assert_eq!(handles, (0..100).collect::<Vec<_>>());
 }

@@ -9,7 +9,7 @@ use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use postkeep_scache::{
@@ -20,10 +20,18 @@ use postkeep_sys::readiness::{Bell, Events, Interest, Poller, Ready};
 use postkeep_sys::socket;
 use postkeep_sys::termination::Termination;
 
+use crate::handover::Line;
+
 /// The token of the thread's own bell.
 const BELL: u64 = u64::MAX;
 /// The token of SIGTERM.
 const TERMINATION: u64 = u64::MAX - 1;
+/// The token of the process before this one.
+const PREDECESSOR: u64 = u64::MAX - 2;
+/// The token of the socket at which the process after this one connects.
+const SUCCESSOR: u64 = u64::MAX - 3;
+/// Tokens from here on are no sessions.
+const RESERVED: u64 = SUCCESSOR;
 /// Descriptors taken from one wait.
 const EVENTS: usize = 256;
 /// Sessions that are examined without letting others have the cache in between.
@@ -41,7 +49,6 @@ const MOST_FRESH: usize = 4096;
 const PAUSE: Duration = Duration::from_millis(1);
 
 /// The sessions and who looks after them.
-#[derive(Debug)]
 pub(super) struct Kept {
     state: Mutex<State>,
     poller: Poller,
@@ -58,6 +65,14 @@ pub(super) struct Kept {
     /// Connections that may wait for the answer to a goodbye at one time.
     most_lingering: usize,
     leaving: AtomicBool,
+    /// Sessions are to stay when the thread leaves.
+    staying: AtomicBool,
+    /// Has sessions that it will hand over when it ends.
+    predecessor: Mutex<Option<Line>>,
+    /// Asks for an orderly end of the process; without it SIGTERM ends the process at once.
+    ask_for_end: OnceLock<Box<dyn Fn() + Send + Sync>>,
+    /// SIGTERM has come, and an orderly end was asked for.
+    terminated: AtomicBool,
     said: AtomicU64,
     not_said: AtomicU64,
 }
@@ -140,6 +155,10 @@ impl Kept {
             own_name: own_name.as_bytes().to_vec(),
             most_lingering,
             leaving: AtomicBool::new(false),
+            staying: AtomicBool::new(false),
+            predecessor: Mutex::new(None),
+            ask_for_end: OnceLock::new(),
+            terminated: AtomicBool::new(false),
             said: AtomicU64::new(0),
             not_said: AtomicU64::new(0),
         })
@@ -175,51 +194,86 @@ impl Kept {
         self.bell.ring();
     }
 
-    /// Looks after the sessions until told to leave, or until SIGTERM ends the process.
+    /// Looks after the sessions until told to leave or to stop, or until SIGTERM ends the process.
     pub(super) fn look_after(&self) {
         let mut events = Events::new(EVENTS);
         let mut lingering = Lingering::default();
-        let mut dying = false;
         loop {
-            if dying {
-                // As when told to leave; it stays readable, and nobody waits for anything more.
-                let ended = self.lock().cache.shut_down();
-                self.part(ended, &mut lingering, Instant::now());
-                if let Some(termination) = &self.termination {
-                    termination.die();
-                }
-            }
             let leaving = self.leaving.load(Ordering::SeqCst);
-            let mut now = Instant::now();
+            let staying = self.staying.load(Ordering::SeqCst);
+            let now = Instant::now();
             if leaving {
-                let ended = self.lock().cache.shut_down();
-                self.part(ended, &mut lingering, now);
+                if !staying {
+                    let ended = self.lock().cache.shut_down();
+                    self.part(ended, &mut lingering, now);
+                }
                 lingering.hurry(now + LAST_LINGER);
             }
-            let fresh = self.watch_fresh(now);
-            let next = self.expire(&mut lingering);
-            now = Instant::now();
-            lingering.close_late(&self.poller, now);
-            if leaving && lingering.is_empty() {
+            if self.turn(&mut events, &mut lingering, leaving, None) {
                 return;
             }
-            let expiry = next.map(|next| self.epoch + next);
-            let until = expiry
-                .into_iter()
-                .chain(lingering.next())
-                .chain(fresh)
-                .min();
-            let limit = until.map(|until| until.saturating_duration_since(now));
-            if let Err(error) = self.poller.wait(&mut events, limit) {
-                log::warn!("epoll_wait: {}", postkeep_sys::error_text(&error));
-                std::thread::sleep(PAUSE);
-            }
-            dying = events
-                .ready()
-                .iter()
-                .any(|ready| ready.token == TERMINATION);
-            self.hear(events.ready(), &mut lingering);
         }
+    }
+
+    /// Waits for what comes next, and sees to it; true when there is nothing to wait for any more.
+    ///
+    /// - `leaving`: those who were told goodbye are all that is waited for
+    /// - `until`: not to wait for longer
+    fn turn(
+        &self,
+        events: &mut Events,
+        lingering: &mut Lingering,
+        leaving: bool,
+        until: Option<Instant>,
+    ) -> bool {
+        let fresh = self.watch_fresh(Instant::now());
+        let next = self.expire(lingering);
+        let now = Instant::now();
+        lingering.close_late(&self.poller, now);
+        if leaving && lingering.is_empty() {
+            return true;
+        }
+        let expiry = next.map(|next| self.epoch + next);
+        let until = expiry
+            .into_iter()
+            .chain(lingering.next())
+            .chain(fresh)
+            .chain(until)
+            .min();
+        let limit = until.map(|until| until.saturating_duration_since(now));
+        if let Err(error) = self.poller.wait(events, limit) {
+            log::warn!("epoll_wait: {}", postkeep_sys::error_text(&error));
+            std::thread::sleep(PAUSE);
+        }
+        for ready in events.ready() {
+            match ready.token {
+                TERMINATION => self.terminate(lingering),
+                PREDECESSOR => self.take_over(),
+                _ => {}
+            }
+        }
+        self.hear(events.ready(), lingering);
+        false
+    }
+
+    /// SIGTERM has come: ends the process, with a word to all; or has it end in good order, when there is something
+    /// that a successor can take over.
+    fn terminate(&self, lingering: &mut Lingering) {
+        let Some(termination) = &self.termination else {
+            return;
+        };
+        if let Some(ask_for_end) = self.ask_for_end.get()
+            && !self.is_empty()
+            && !self.terminated.swap(true, Ordering::SeqCst)
+        {
+            termination.take();
+            ask_for_end();
+            return;
+        }
+        // As when told to leave; nobody waits for anything more.
+        let ended = self.lock().cache.shut_down();
+        self.part(ended, lingering, Instant::now());
+        termination.die();
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -288,7 +342,7 @@ impl Kept {
         for portion in ready.chunks(BATCH) {
             let mut state = self.lock();
             for ready in portion {
-                if ready.token >= TERMINATION || Lingering::is_token(ready.token) {
+                if ready.token >= RESERVED || Lingering::is_token(ready.token) {
                     continue;
                 }
                 let session = SessionId::from_token(ready.token);
@@ -484,5 +538,6 @@ impl Lingering {
     }
 }
 
+mod moving;
 #[cfg(test)]
 mod tests;

@@ -18,6 +18,10 @@ static ENDPOINTS: Family = Family::gauge(
     "Endpoints that have a session now.",
 );
 static SAVED: Family = Family::counter("postkeep_scache_saved_total", "Sessions saved.");
+static TAKEN_OVER: Family = Family::counter(
+    "postkeep_scache_taken_over_total",
+    "Of the sessions saved: taken over from the process before.",
+);
 static ENDED: Family = Family::counter(
     "postkeep_scache_ended_total",
     "Sessions that are not in the cache any more, by why.",
@@ -41,6 +45,7 @@ impl Scache {
         page.add(&DESTINATIONS, &[], counted.destinations);
         page.add(&ENDPOINTS, &[], counted.endpoints);
         page.add(&SAVED, &[], sessions.saved);
+        page.add(&TAKEN_OVER, &[], sessions.received);
         for (cause, count) in [
             ("found", sessions.found),
             ("expired", sessions.expired),

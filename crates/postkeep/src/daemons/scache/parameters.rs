@@ -20,6 +20,8 @@ pub(super) struct Parameters {
     pub(super) interval: Duration,
     /// `postkeep_connection_cache_liveness`
     pub(super) liveness: bool,
+    /// `postkeep_connection_cache_handover_time`; zero: sessions end with their process.
+    pub(super) handover_time: Duration,
     goodbyes: Goodbyes,
     order: Order,
     sessions: usize,
@@ -48,6 +50,15 @@ impl Parameters {
         };
         let ttl_limit = time("connection_cache_ttl_limit", "2s")?;
         let interval = time("connection_cache_status_update_time", "600s")?;
+        let handover_time = dictionary.time(
+            &TimeParameter {
+                name: "postkeep_connection_cache_handover_time",
+                default: "10s",
+                min: 0,
+                max: 0,
+            },
+            &mut *sink,
+        )?;
         let liveness = dictionary.bool(
             &BoolParameter {
                 name: "postkeep_connection_cache_liveness",
@@ -96,6 +107,7 @@ impl Parameters {
             ttl_limit,
             interval,
             liveness,
+            handover_time,
             goodbyes,
             order,
             sessions: number("postkeep_connection_cache_session_limit", 100_000, 0)?,
@@ -177,6 +189,7 @@ mod tests {
     fn everything_can_be_the_reference_s() {
         let parameters = parameters(
             "postkeep_connection_cache_liveness = no\n\
+             postkeep_connection_cache_handover_time = 0\n\
              postkeep_connection_cache_goodbye =\n\
              postkeep_connection_cache_order = oldest\n\
              postkeep_connection_cache_session_limit = 0\n\
@@ -185,7 +198,11 @@ mod tests {
              postkeep_connection_cache_client_share = 0\n",
         )
         .unwrap();
-        assert!(!parameters.liveness && !parameters.says_goodbye());
+        assert!(
+            parameters.handover_time.is_zero()
+                && !parameters.liveness
+                && !parameters.says_goodbye()
+        );
         let rules = parameters.rules(u64::MAX);
         assert_eq!(rules.limits, Limits::default());
         assert_eq!(rules.order, Order::OldestFirst);
