@@ -19,7 +19,7 @@ chmod 755 "$root"
 
 install -D -m 755 "$POSTKEEP_BIN" "$root/usr/bin/postkeep"
 mkdir -p "$root/usr/libexec/postkeep"
-for name in scache proxymap proxywrite postmap postalias postconf; do
+for name in scache proxymap proxywrite socketmap postmap postalias postconf; do
     ln -s ../../bin/postkeep "$root/usr/libexec/postkeep/$name"
 done
 for page in man/*; do

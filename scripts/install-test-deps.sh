@@ -9,7 +9,7 @@ packages=(
     # Clients of servers, the servers themselves, and openssl for their certificates.
     postfix-mysql postfix-pgsql postfix-ldap sqlite3
     mariadb-server postgresql slapd ldap-utils memcached redis-server redis-sentinel openssl
-    nodejs python3 python3-venv
+    nodejs python3 python3-venv socat
 )
 
 missing=()
@@ -43,6 +43,19 @@ if [ ! -x "$mongodb/bin/secantusd-py" ]; then
         "$mongodb/bin/pip" install -q --only-binary :all: secantusdb==0.7.0b3; } ||
         echo 'SKIP: secantusdb cannot be installed here: mongodb tables are not verified against any server'
 fi
+
+# Exim cannot be installed beside Postfix, so it is unpacked; it wants its user. Tests say SKIP without it.
+exim=/opt/postkeep-test-exim
+if [ ! -x "$exim/usr/sbin/exim4" ]; then
+    unpack="$(mktemp -d)"
+    { (cd "$unpack" && apt-get download -q exim4-daemon-light exim4-base libidn12) &&
+        mkdir -p "$exim" &&
+        for package in "$unpack"/*.deb; do dpkg -x "$package" "$exim"; done; } ||
+        echo 'SKIP: exim cannot be unpacked here: nothing is asked by it'
+    rm -rf "$unpack"
+fi
+getent passwd Debian-exim >/dev/null ||
+    useradd --system --no-create-home --home-dir /nonexistent --shell /usr/sbin/nologin --user-group Debian-exim
 
 # With "No configuration" the package leaves no main.cf, which a few commands want to read.
 if [ ! -e /etc/postfix/main.cf ]; then

@@ -14,7 +14,7 @@ use postkeep_sys::descriptor::{raise_limit, try_move_above};
 use postkeep_sys::readiness::{Events, Interest, Poller};
 use postkeep_sys::{error_text, socket};
 
-use crate::census::{Census, Counted};
+use crate::census::{Census, Counted, Whose};
 use crate::eviction::Eviction;
 use crate::logging;
 use crate::program::Transport;
@@ -49,6 +49,8 @@ pub(crate) struct Plan {
 
 struct Listener {
     socket: OwnedFd,
+    /// That of the service, unless the socket itself is of the other kind: then it is what the socket says.
+    transport: Transport,
     /// Not watched before then.
     rests_until: Option<Instant>,
 }
@@ -94,6 +96,13 @@ impl IdleTimer {
     }
 }
 
+/// A client that has come.
+struct Newcomer {
+    socket: OwnedFd,
+    transport: Transport,
+    counted: Option<Counted>,
+}
+
 struct Loop<S: Service> {
     service: Arc<S>,
     shared: Arc<Shared>,
@@ -103,7 +112,7 @@ struct Loop<S: Service> {
     mailboxes: Vec<Arc<Mailbox>>,
     idle: IdleTimer,
     /// A client that has come and has no number of its own yet.
-    pending: Option<(OwnedFd, Option<Counted>)>,
+    pending: Option<Newcomer>,
     census: Census,
     /// The lowest number of a client's descriptor.
     lowest: i32,
@@ -127,6 +136,11 @@ pub(crate) fn serve<S: Service>(service: Arc<S>, shared: Arc<Shared>, mut plan: 
     let listeners: Vec<Listener> = std::mem::take(&mut plan.listeners)
         .into_iter()
         .map(|socket| Listener {
+            transport: match (plan.transport, socket::is_of_network(&socket)) {
+                (Transport::Unix, Ok(true)) => Transport::Inet,
+                (Transport::Inet, Ok(false)) => Transport::Unix,
+                (transport, _) => transport,
+            },
             socket,
             rests_until: None,
         })
@@ -294,8 +308,8 @@ impl<S: Service> Loop<S> {
             return;
         }
         let now = due.unwrap_or_else(Instant::now);
-        if let Some((client, counted)) = self.pending.take() {
-            self.place(client, counted, now);
+        if let Some(newcomer) = self.pending.take() {
+            self.place(newcomer, now);
             if self.pending.is_some() {
                 return;
             }
@@ -339,26 +353,40 @@ impl<S: Service> Loop<S> {
             self.idle.stop(self.shared.used.load(Ordering::SeqCst), now);
         }
         self.service.before_accept();
+        let transport = listener.transport;
         match socket::accept(&listener.socket) {
-            Ok(client) => {
-                if let Ok(counted) = self.count(&client, now) {
-                    self.place(client, counted, now);
+            Ok(socket) => {
+                if let Ok(counted) = self.count(&socket, transport, now) {
+                    let newcomer = Newcomer {
+                        socket,
+                        transport,
+                        counted,
+                    };
+                    self.place(newcomer, now);
                 }
             }
             Err(error) => self.accept_failed(&error, now),
         }
     }
 
-    /// Counts a client among those of its user; an error when there are too many of them.
-    fn count(&mut self, client: &OwnedFd, now: Instant) -> Result<Option<Counted>, ()> {
+    /// Counts a client among those of its user or address; an error when there are too many of them.
+    fn count(
+        &mut self,
+        client: &OwnedFd,
+        transport: Transport,
+        now: Instant,
+    ) -> Result<Option<Counted>, ()> {
+        if transport == Transport::Inet {
+            return self.count_address(client, now);
+        }
         let limit = self.shared.limits.user_clients;
-        if limit == 0 || self.plan.transport == Transport::Inet {
+        if limit == 0 {
             return Ok(None);
         }
         let Ok(peer) = socket::peer(client) else {
             return Ok(None);
         };
-        let counted = self.census.count(peer.uid, limit);
+        let counted = self.census.count(Whose::User(peer.uid), limit);
         if counted.is_none() {
             self.shared.counters.accept_failed();
             self.shared.complaints.user_clients.say(
@@ -372,12 +400,50 @@ impl<S: Service> Loop<S> {
         counted.map(Some).ok_or(())
     }
 
+    fn count_address(&mut self, client: &OwnedFd, now: Instant) -> Result<Option<Counted>, ()> {
+        let limit = self.shared.limits.address_clients;
+        if limit == 0 {
+            return Ok(None);
+        }
+        let Ok(Some(peer)) = socket::peer_address(client) else {
+            return Ok(None);
+        };
+        let counted = self.census.count(Whose::at(peer.ip()), limit);
+        if counted.is_none() {
+            self.shared.counters.accept_failed();
+            self.shared.complaints.address_clients.say(
+                now,
+                format_args!(
+                    "connection from {} closed: this address has {limit} connections already",
+                    peer.ip()
+                ),
+            );
+        }
+        counted.map(Some).ok_or(())
+    }
+
     /// Gives a client its number, and admits it.
-    fn place(&mut self, client: OwnedFd, counted: Option<Counted>, now: Instant) {
-        match try_move_above(client, self.lowest) {
-            Ok(client) => self.admit(client, counted, now),
-            Err((error, client)) if Failure::of(&error) == Failure::Starved => {
-                self.pending = Some((client, counted));
+    fn place(&mut self, newcomer: Newcomer, now: Instant) {
+        let Newcomer {
+            socket,
+            transport,
+            counted,
+        } = newcomer;
+        match try_move_above(socket, self.lowest) {
+            Ok(socket) => self.admit(
+                Newcomer {
+                    socket,
+                    transport,
+                    counted,
+                },
+                now,
+            ),
+            Err((error, socket)) if Failure::of(&error) == Failure::Starved => {
+                self.pending = Some(Newcomer {
+                    socket,
+                    transport,
+                    counted,
+                });
                 self.accept_failed(&error, now);
             }
             Err((error, _)) => {
@@ -386,7 +452,12 @@ impl<S: Service> Loop<S> {
         }
     }
 
-    fn admit(&mut self, client: OwnedFd, counted: Option<Counted>, now: Instant) {
+    fn admit(&mut self, newcomer: Newcomer, now: Instant) {
+        let Newcomer {
+            socket: client,
+            transport,
+            counted,
+        } = newcomer;
         self.shared.clients.fetch_add(1, Ordering::SeqCst);
         self.shared.counters.accepted();
         let resume = self.plan.flow_delay.and_then(|delay| {
@@ -397,7 +468,7 @@ impl<S: Service> Loop<S> {
                 .is_some_and(status::take_flow_token);
             (!token && !delay.is_zero()).then(|| now + delay)
         });
-        let message = match self.plan.transport {
+        let message = match transport {
             Transport::Pass => Message::Handover {
                 socket: client,
                 counted,

@@ -24,6 +24,9 @@ pub struct Limits {
     /// `postkeep_user_client_limit`: connections of one user at one time, as far as the kernel tells who
     /// connects; zero: no limit of its own. Beyond it a new connection is closed.
     pub user_clients: usize,
+    /// `postkeep_address_client_limit`: network connections of one address (of one /64 network, for IPv6) at one time;
+    /// zero: no limit of its own. Beyond it a new connection is closed.
+    pub address_clients: usize,
     /// `postkeep_request_rate_limit`: requests per second of one client, after a second's worth of them at once;
     /// zero: no limit. Beyond it the client waits for its next slot.
     pub request_rate: u32,
@@ -43,6 +46,7 @@ impl Default for Limits {
         Self {
             clients: 100_000,
             user_clients: 50_000,
+            address_clients: 0,
             request_rate: 1_000_000,
             buffer_memory: 256 << 20,
             busy_wait: Duration::from_micros(25),
@@ -80,6 +84,7 @@ impl Limits {
         let mut number = |name, default, min| between(name, default, min, 0);
         let clients = number(CLIENTS, default.clients, 0)?;
         let user_clients = number(USER_CLIENTS, default.user_clients, 0)?;
+        let address_clients = number(ADDRESS_CLIENTS, default.address_clients, 0)?;
         let rate = number(REQUEST_RATE, default.request_rate as usize, 0)?;
         let buffer_memory = number(BUFFER_MEMORY, default.buffer_memory, 1)?;
         let value = number(ATTRIBUTE_SIZE, default.requests.value, SMALLEST_SIZE)?;
@@ -92,6 +97,7 @@ impl Limits {
         Ok(Self {
             clients,
             user_clients,
+            address_clients,
             request_rate: u32::try_from(rate).unwrap_or(u32::MAX),
             buffer_memory,
             busy_wait: Duration::from_micros(u64::try_from(busy_wait).unwrap_or(0)),
@@ -105,9 +111,13 @@ impl Limits {
     }
 }
 
-pub(crate) const CLIENTS: &str = "postkeep_client_limit";
+/// The parameter of [`Limits::clients`].
+pub const CLIENTS: &str = "postkeep_client_limit";
 pub(crate) const USER_CLIENTS: &str = "postkeep_user_client_limit";
-pub(crate) const REQUEST_RATE: &str = "postkeep_request_rate_limit";
+/// The parameter of [`Limits::address_clients`].
+pub const ADDRESS_CLIENTS: &str = "postkeep_address_client_limit";
+/// The parameter of [`Limits::request_rate`].
+pub const REQUEST_RATE: &str = "postkeep_request_rate_limit";
 pub(crate) const BUSY_WAIT: &str = "postkeep_busy_wait_microseconds";
 pub(crate) const BUFFER_MEMORY: &str = "postkeep_buffer_memory_limit";
 /// The parameter of [`scan::Limits::value`].
@@ -126,7 +136,7 @@ pub struct Complaint {
 }
 
 impl Complaint {
-    /// - `remedy`: what raises the limit, usually the name of a parameter
+    /// - `remedy`: what raises the limit, usually the name of a parameter; empty: nothing does
     pub const fn new(remedy: &'static str) -> Self {
         Self {
             remedy,
@@ -148,8 +158,12 @@ impl Complaint {
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .admit(since_start(now));
-        if let Some(held_back) = admitted {
-            log::warn!("{text}; to raise this limit: {}{held_back}", self.remedy);
+        match (admitted, self.remedy) {
+            (Some(held_back), "") => log::warn!("{text}{held_back}"),
+            (Some(held_back), remedy) => {
+                log::warn!("{text}; to raise this limit: {remedy}{held_back}");
+            }
+            (None, _) => {}
         }
     }
 }
@@ -189,6 +203,7 @@ pub(crate) struct Complaints {
     pub(crate) accept_errors: AcceptErrors,
     pub(crate) clients: Complaint,
     pub(crate) user_clients: Complaint,
+    pub(crate) address_clients: Complaint,
     pub(crate) request_rate: Complaint,
     pub(crate) descriptors: Complaint,
     pub(crate) buffer_memory: Complaint,
@@ -201,6 +216,7 @@ impl Default for Complaints {
             accept_errors: AcceptErrors::default(),
             clients: Complaint::new(CLIENTS),
             user_clients: Complaint::new(USER_CLIENTS),
+            address_clients: Complaint::new(ADDRESS_CLIENTS),
             request_rate: Complaint::new(REQUEST_RATE),
             buffer_memory: Complaint::new(BUFFER_MEMORY),
             handles: Complaint::new("there is no way"),
@@ -229,7 +245,7 @@ mod tests {
     fn each_parameter_sets_its_limit() {
         let limits = read(
             b"postkeep_client_limit = 1\npostkeep_user_client_limit = 2\n\
-              postkeep_request_rate_limit = 3\n\
+              postkeep_request_rate_limit = 3\npostkeep_address_client_limit = 5\n\
               postkeep_buffer_memory_limit = 4\npostkeep_attribute_size_limit = 5000\n\
               postkeep_attribute_count_limit = 17\npostkeep_request_size_limit = 6000\n",
         )
@@ -239,9 +255,10 @@ mod tests {
                 limits.clients,
                 limits.user_clients,
                 limits.request_rate,
-                limits.buffer_memory
+                limits.buffer_memory,
+                limits.address_clients
             ),
-            (1, 2, 3, 4)
+            (1, 2, 3, 4, 5)
         );
         let requests = limits.requests;
         assert_eq!(

@@ -169,6 +169,7 @@ pub(crate) fn describe(shared: &Shared, page: &mut Page) {
     for (limit, complaint) in [
         (limits::CLIENTS, &complaints.clients),
         (limits::USER_CLIENTS, &complaints.user_clients),
+        (limits::ADDRESS_CLIENTS, &complaints.address_clients),
         (limits::REQUEST_RATE, &complaints.request_rate),
         (limits::BUFFER_MEMORY, &complaints.buffer_memory),
         ("descriptors", &complaints.descriptors),

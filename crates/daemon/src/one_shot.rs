@@ -91,6 +91,9 @@ fn converse<S: Service>(
                     logging::fatal(format_args!("watchdog timeout"));
                 }
             }
+            Next::Await { until } => {
+                doorbell.wait(until.saturating_duration_since(Instant::now()));
+            }
             Next::Idle | Next::Close => break,
             _ if inbox.end().is_some() => break,
             Next::Read { until } => read(input, &mut inbox, until),

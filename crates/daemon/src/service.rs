@@ -1,6 +1,6 @@
 //! What a daemon must bring: the conversation with one client, and the hooks of the process.
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use postkeep_wire::duplex::{Inbox, Outbox};
@@ -47,6 +47,11 @@ pub enum Next {
     /// Waiting for something else than the client; the next turn comes after [`Waker::wake`]. Nothing is read
     /// from the client meanwhile. A wait of more than `daemon_timeout` ends the process (`watchdog timeout`).
     Wait,
+    /// As [`Next::Wait`], but when there was no wake-up by `until` there is a turn then, without news.
+    Await {
+        /// When the turn is due.
+        until: Instant,
+    },
     /// Send what is in the outbox, then close the connection.
     Close,
 }
@@ -64,7 +69,7 @@ pub enum Next {
 /// other clients of its worker do not. It may be called without any news.
 ///
 /// When the peer has closed its side, or a time limit has passed, [`Inbox::end`] is set and `advance` is
-/// called (not for a peer that closes between two requests, with nothing in the inbox): whatever it returns then, except [`Next::Wait`], means close after sending. A client that has
+/// called (not for a peer that closes between two requests, with nothing in the inbox): whatever it returns then, except [`Next::Wait`] and [`Next::Await`], means close after sending. A client that has
 /// everything it needs can so still answer a peer that closed only its sending side.
 ///
 /// A panic inside `connected` or `advance` is logged as `panic: ...` and closes that client only.
@@ -94,6 +99,20 @@ pub trait Service: Send + Sync + 'static {
         outbox: &mut Outbox<OwnedFd>,
         waker: Waker,
     ) -> Self::Client;
+
+    /// As [`connected`](Self::connected), which this calls, for services that want to know more about the connection.
+    ///
+    /// - `socket`: the client; not to be read from or written to
+    fn connected_at(
+        &self,
+        socket: BorrowedFd<'_>,
+        attributes: &Attributes,
+        outbox: &mut Outbox<OwnedFd>,
+        waker: Waker,
+    ) -> Self::Client {
+        let _ = socket;
+        self.connected(attributes, outbox, waker)
+    }
 
     /// A client has its turn.
     fn advance(&self, client: &mut Self::Client, turn: &mut Turn<'_>) -> Next;

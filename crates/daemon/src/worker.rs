@@ -225,8 +225,10 @@ impl<S: Service> Worker<S> {
         let Some(connection) = self.connections.find(token) else {
             return;
         };
-        connection.client =
-            logging::contain(|| service.connected(attributes, &mut connection.outbox, waker));
+        connection.client = logging::contain(|| {
+            let socket = connection.socket.as_fd();
+            service.connected_at(socket, attributes, &mut connection.outbox, waker)
+        });
         if connection.client.is_none() {
             self.close(token, Cause::Panic);
         } else if self.leaving {
@@ -263,7 +265,7 @@ impl<S: Service> Worker<S> {
             return;
         }
         match &connection.phase {
-            Phase::Serving(Next::Wait) | Phase::Held(_) => {
+            Phase::Serving(Next::Wait | Next::Await { .. }) | Phase::Held(_) => {
                 // It can wait; but it must not be reported again and again meanwhile.
                 self.register(ready.token, Registered::Nothing);
             }
@@ -370,7 +372,7 @@ impl<S: Service> Worker<S> {
             connection.paid = connection.paid.max(now).saturating_add(cost);
         }
         match outcome {
-            Some(Next::Wait) => *next = Next::Wait,
+            Some(parked @ (Next::Wait | Next::Await { .. })) => *next = parked,
             Some(_) if ended.is_some() => *next = Next::Close,
             Some(other) => *next = other,
             None => {
@@ -486,6 +488,7 @@ impl<S: Service> Worker<S> {
                 Next::Listen { until } | Next::Read { until } => (Some(until), true),
                 // What is registered stays; if the client sends or closes meanwhile, that is seen to then.
                 Next::Wait => (Some(self.now + self.shared.patience), false),
+                Next::Await { until } => (Some(until), false),
             },
         };
         if connection.swollen
@@ -631,7 +634,7 @@ impl<S: Service> Worker<S> {
                 && !connection.blocked
                 && !matches!(
                     connection.phase,
-                    Phase::Serving(Next::Wait) | Phase::Held(_)
+                    Phase::Serving(Next::Wait | Next::Await { .. }) | Phase::Held(_)
                 )
             {
                 self.read(token);

@@ -13,6 +13,8 @@ pub(crate) enum Applet {
     Scache,
     /// proxymap(8), both services
     Proxymap,
+    /// postkeep-socketmap(8)
+    Socketmap,
     /// postmap(1)
     Postmap,
     /// postalias(1)
@@ -28,6 +30,7 @@ impl Applet {
         Some(match base {
             "scache" => Self::Scache,
             "proxymap" | "proxywrite" => Self::Proxymap,
+            "socketmap" => Self::Socketmap,
             "postmap" => Self::Postmap,
             "postalias" => Self::Postalias,
             "postconf" => Self::Postconf,
@@ -42,6 +45,7 @@ impl Applet {
         match self {
             Self::Scache => daemons::scache::run(name, arguments),
             Self::Proxymap => daemons::proxymap::run(name, arguments),
+            Self::Socketmap => daemons::socketmap::run(name, arguments),
             Self::Postmap | Self::Postalias => tools::postmap::run(name, arguments),
             Self::Postconf => tools::postconf::run(name, arguments),
         }
@@ -57,6 +61,7 @@ mod tests {
         let of = |name: &str| Applet::of(OsStr::new(name));
         assert_eq!(of("/usr/lib/postfix/sbin/scache"), Some(Applet::Scache));
         assert_eq!(of("proxywrite"), Some(Applet::Proxymap));
+        assert_eq!(of("socketmap"), Some(Applet::Socketmap));
         assert_eq!(of("./postalias"), Some(Applet::Postalias));
         assert_eq!(of("postkeep"), None);
         assert_eq!(of("scache/postkeep"), None);

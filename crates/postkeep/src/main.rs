@@ -1,6 +1,6 @@
 //! The executable: the daemons and tools of the project, each under its own name.
 //!
-//! Started (through a link) as `scache`, `proxymap` or `proxywrite` it is the daemon of that name, as
+//! Started (through a link) as `scache`, `proxymap`, `proxywrite` or `socketmap` it is the daemon of that name, as
 //! `postmap`, `postalias` or `postconf` the tool; under any other name it takes the name as its first word.
 #![forbid(unsafe_code)]
 

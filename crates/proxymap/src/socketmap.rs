@@ -227,18 +227,18 @@ impl Conversation {
     /// Serves the requests that are in the inbox, in order, until there is something else to do.
     ///
     /// - `now`: the caller's clock, from any fixed moment on; never goes back between calls
-    /// - `trouble`: takes what is wrong with this client
+    /// - `trouble`: takes what is wrong with this client, and the name of the map where that is it
     pub fn step<H>(
         &mut self,
         now: Duration,
         inbox: &mut Inbox<H>,
         outbox: &mut Outbox<H>,
         server: &Server,
-        trouble: &mut dyn FnMut(Trouble),
+        trouble: &mut dyn FnMut(Trouble, &[u8]),
     ) -> Action {
-        let mut trouble = |which: Trouble| {
+        let mut trouble = |which: Trouble, detail: &[u8]| {
             Counters::count(&server.counters.troubles[which as usize]);
-            trouble(which);
+            trouble(which, detail);
         };
         let limits = &server.limits;
         loop {
@@ -251,16 +251,16 @@ impl Conversation {
             let (outcome, consumed) = match scan(inbox.bytes(), limits.request_size) {
                 Scanned::Incomplete => return self.wait(now, inbox, limits, &mut trouble),
                 Scanned::NoNetstring => {
-                    trouble(Trouble::NoNetstring);
+                    trouble(Trouble::NoNetstring, b"");
                     return Action::Close;
                 }
                 Scanned::TooLarge => {
-                    trouble(Trouble::TooLarge);
+                    trouble(Trouble::TooLarge, b"");
                     Reply::Permanent(TOO_LARGE).write(outbox.buffer());
                     return Action::Close;
                 }
                 Scanned::Malformed { consumed } => {
-                    trouble(Trouble::Malformed);
+                    trouble(Trouble::Malformed, b"");
                     (Ok(Reply::Permanent(MALFORMED)), consumed)
                 }
                 Scanned::Request { map, key, consumed } => {
@@ -294,16 +294,16 @@ impl Conversation {
         now: Duration,
         inbox: &Inbox<H>,
         limits: &Limits,
-        trouble: &mut dyn FnMut(Trouble),
+        trouble: &mut dyn FnMut(Trouble, &[u8]),
     ) -> Action {
         match (inbox.end(), inbox.is_empty()) {
             (Some(_), true) => Action::Close,
             (Some(End::Closed), false) => {
-                trouble(Trouble::Cut);
+                trouble(Trouble::Cut, b"");
                 Action::Close
             }
             (Some(End::TimedOut), false) => {
-                trouble(Trouble::Slow);
+                trouble(Trouble::Slow, b"");
                 Action::Close
             }
             (None, false) => {
@@ -328,17 +328,17 @@ impl Conversation {
         map: &[u8],
         key: &[u8],
         server: &Server,
-        trouble: &mut dyn FnMut(Trouble),
+        trouble: &mut dyn FnMut(Trouble, &[u8]),
     ) -> Result<Reply<'s>, Job> {
         let tables = &server.tables;
         let table = server.maps.find(map).and_then(|name| tables.find(name));
         let Some(entry) = table else {
-            trouble(Trouble::NoMap);
+            trouble(Trouble::NoMap, map);
             return Ok(Reply::Permanent(NO_MAP));
         };
         let text = server.flags.contains(Flags::UTF8_REQUEST);
         if key.contains(&0) || (text && std::str::from_utf8(key).is_err()) {
-            trouble(Trouble::NoText);
+            trouble(Trouble::NoText, b"");
             return Ok(Reply::Absent);
         }
         let instance = tables.instance(entry, Generation::Two, server.flags, now);
@@ -391,11 +391,11 @@ impl Conversation {
         &mut self,
         outbox: &mut Outbox<H>,
         server: &Server,
-        trouble: &mut dyn FnMut(Trouble),
+        trouble: &mut dyn FnMut(Trouble, &[u8]),
     ) {
         self.busy = false;
         Counters::count(&server.counters.troubles[Trouble::NoAnswer as usize]);
-        trouble(Trouble::NoAnswer);
+        trouble(Trouble::NoAnswer, b"");
         Reply::Timeout(TIME_LIMIT).write(outbox.buffer());
     }
 }

@@ -66,7 +66,7 @@ impl Client {
                 &mut self.inbox,
                 &mut self.outbox,
                 server,
-                &mut |trouble| troubles.push(trouble),
+                &mut |trouble, _| troubles.push(trouble),
             );
             match action {
                 Action::Run(job, until) => {
@@ -325,7 +325,7 @@ fn a_table_that_does_not_answer_is_given_up_for_one_request() {
     let troubles = &mut client.troubles;
     client
         .conversation
-        .give_up(&mut client.outbox, &server, &mut |trouble| {
+        .give_up(&mut client.outbox, &server, &mut |trouble, _| {
             troubles.push(trouble);
         });
     let rest = [

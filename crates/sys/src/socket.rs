@@ -2,11 +2,12 @@
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
+use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
 use rustix::net::{
-    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
     SendAncillaryMessage, SendFlags, SocketFlags,
 };
 
@@ -24,6 +25,24 @@ pub fn accept(listener: &impl AsFd) -> io::Result<OwnedFd> {
         listener,
         SocketFlags::CLOEXEC | SocketFlags::NONBLOCK,
     )?)
+}
+
+/// The address at the other end of a network connection; `None` for a connection within this machine (unix(7)).
+///
+/// # Errors
+/// getpeername(2) failed: not a connection, or not any more.
+pub fn peer_address(socket: &impl AsFd) -> io::Result<Option<SocketAddr>> {
+    let address = rustix::net::getpeername(socket)?.ok_or(io::ErrorKind::NotConnected)?;
+    Ok(SocketAddr::try_from(address).ok())
+}
+
+/// Is this a socket of the network (`AF_INET`, `AF_INET6`), and not of this machine (`AF_UNIX`)?
+///
+/// # Errors
+/// getsockname(2) failed: no socket.
+pub fn is_of_network(socket: &impl AsFd) -> io::Result<bool> {
+    let family = rustix::net::getsockname(socket)?.address_family();
+    Ok([AddressFamily::INET, AddressFamily::INET6].contains(&family))
 }
 
 /// Lets the kernel find out about dead peers of a network connection.
@@ -311,6 +330,21 @@ mod tests {
             send(&right, b"x").unwrap_err().kind(),
             io::ErrorKind::BrokenPipe
         );
+    }
+
+    #[test]
+    fn connections_of_the_network_have_an_address() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let client = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (server, _) = listener.accept().unwrap();
+        assert_eq!(
+            peer_address(&server).unwrap(),
+            Some(client.local_addr().unwrap())
+        );
+        let (left, _right) = UnixStream::pair().unwrap();
+        assert_eq!(peer_address(&left).unwrap(), None);
+        assert!(is_of_network(&listener).unwrap() && !is_of_network(&left).unwrap());
+        assert!(is_of_network(&pipe_end()).is_err());
     }
 
     #[test]

@@ -28,6 +28,7 @@ pub struct Plan {
     files: Vec<(String, String)>,
     indexed: Vec<(String, String)>,
     executable: Option<PathBuf>,
+    daemons: Vec<String>,
 }
 
 impl Plan {
@@ -41,7 +42,15 @@ impl Plan {
             files: Vec::new(),
             indexed: Vec::new(),
             executable: None,
+            daemons: Vec::new(),
         }
+    }
+
+    /// Makes our executable a daemon of that name, too, for a line of master.cf.
+    #[must_use]
+    pub fn daemon(mut self, name: &str) -> Self {
+        self.daemons.push(name.to_owned());
+        self
     }
 
     /// Takes this executable for both daemons instead of the implementation's.
@@ -96,6 +105,12 @@ impl Plan {
                 None => self.implementation.executable(daemon),
             };
             let Some(executable) = executable else {
+                return Ok(None);
+            };
+            replaced.push((daemon, executable));
+        }
+        for daemon in &self.daemons {
+            let Some(executable) = Implementation::Postkeep.executable(daemon) else {
                 return Ok(None);
             };
             replaced.push((daemon, executable));

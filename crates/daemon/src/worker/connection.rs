@@ -60,7 +60,7 @@ impl<C> Connection<C> {
     /// How well it can be done without; `None` while it is being served.
     pub(super) fn rank(&self) -> Option<Rank> {
         match self.phase {
-            Phase::Serving(Next::Wait) => None,
+            Phase::Serving(Next::Wait | Next::Await { .. }) => None,
             _ if self.blocked => Some(Rank::Slow),
             Phase::Serving(Next::Idle | Next::Listen { .. }) => Some(Rank::Idle),
             Phase::Serving(_) | Phase::Handover(_) | Phase::Held(_) => Some(Rank::Slow),

@@ -85,7 +85,7 @@ impl<S: Service> Worker<S> {
                 }
             }
             Phase::Serving(Next::Wait) => logging::fatal(format_args!("watchdog timeout")),
-            Phase::Serving(Next::Listen { .. }) => self.turn(token, 0),
+            Phase::Serving(Next::Listen { .. } | Next::Await { .. }) => self.turn(token, 0),
             Phase::Serving(Next::Idle | Next::Read { .. } | Next::Close) => {
                 connection.inbox.finish(End::TimedOut);
                 self.turn(token, 0);

@@ -77,7 +77,10 @@ impl<S: Service> Worker<S> {
     pub(super) fn evict(&mut self, token: u64, since: Instant) {
         if let Some(connection) = self.connections.find(token)
             && connection.last_turn == since
-            && !matches!(connection.phase, Phase::Serving(Next::Wait))
+            && !matches!(
+                connection.phase,
+                Phase::Serving(Next::Wait | Next::Await { .. })
+            )
         {
             let deaf = connection.blocked || matches!(connection.phase, Phase::Held(_));
             // What is in the socket already has come.

@@ -1,11 +1,15 @@
 //! The daemons: conversations joined to the skeleton.
 
 mod announce;
+mod errands;
 mod oversize;
 mod parent;
 pub(crate) mod proxymap;
 mod reach;
 pub(crate) mod scache;
+pub(crate) mod socketmap;
+mod table_metrics;
+mod tables;
 
 use std::ffi::OsString;
 use std::time::Duration;

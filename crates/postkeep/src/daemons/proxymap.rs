@@ -8,20 +8,15 @@ use std::fs;
 use std::io::{self, Read, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{ExitCode, exit};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::thread;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use log::{debug, warn};
-use postkeep_conf::{
-    Catalog, Common, Dictionary, Error, IntParameter, Release, Sink, StrParameter,
-};
-use postkeep_daemon::blocking::{Full, Pool, PoolLimits};
+use postkeep_conf::{Catalog, Dictionary, Error, Release, Sink, StrParameter};
+use postkeep_daemon::blocking::PoolLimits;
 use postkeep_daemon::configuration::LogSink;
-use postkeep_daemon::limits::Complaint;
 use postkeep_daemon::metrics::Page;
 use postkeep_daemon::{
     Attributes, Next, Program, Requirement, Service, Setup, Turn, Waker, logging,
@@ -29,25 +24,21 @@ use postkeep_daemon::{
 use postkeep_proxymap::approve::{Approved, Content, Files, Notice, Rules};
 use postkeep_proxymap::evaluate;
 use postkeep_proxymap::role::{self, Role};
-use postkeep_proxymap::service::{Action, Conversation, Done, Job, REPLY_TIME};
+use postkeep_proxymap::service::{Action, Conversation, Done, REPLY_TIME};
 use postkeep_proxymap::share::{Settings, Tables};
-use postkeep_proxymap::watch::{Observer, Stat};
 use postkeep_sys::error_text;
-use postkeep_tables::{Caller, Context, Registry};
+use postkeep_tables::Registry;
 use postkeep_wire::duplex::Outbox;
 use postkeep_wire::protocol;
 use postkeep_wire::proxymap::Generation;
 use postkeep_wire::scan;
 
 use super::announce::{Greeting, Policy, Turn as Greeted};
+use super::errands::{self, Errand, Errands, Progress};
 use super::oversize::Oversize;
 use super::reach;
-use metrics::Names;
-
-mod metrics;
-
-/// How often the files of open tables are looked at.
-const LOOK: Duration = Duration::from_secs(1);
+use super::table_metrics::{self, Names};
+use super::tables;
 
 /// Runs the daemon.
 pub(crate) fn run(name: &OsStr, arguments: &[OsString]) -> ExitCode {
@@ -85,22 +76,8 @@ impl ProxymapProgram {
             )?;
         }
         self.policy = Some(super::read_policy(dictionary, sink)?);
-        let mut number = |name, default: usize, max| {
-            let parameter = IntParameter {
-                name,
-                default: i32::try_from(default).unwrap_or(i32::MAX),
-                min: 1,
-                max,
-            };
-            let value = dictionary.int(&parameter, &mut *sink)?;
-            Ok(usize::try_from(value).unwrap_or(1))
-        };
-        let default = PoolLimits::default();
-        let threads = number(SLOW_THREADS, default.threads, 1024)?;
-        let waiting = number(SLOW_LOOKUPS, default.waiting, 0)?;
-        self.pool = PoolLimits::new(threads, waiting);
-        self.pool.share_threads = number(TABLE_THREADS, self.pool.share_threads, 0)?;
-        self.open_tables = number(OPEN_TABLES, Settings::default().open_tables, 0)?;
+        self.pool = errands::read_limits(dictionary, sink)?;
+        self.open_tables = tables::read_open_tables(dictionary, sink)?;
         Ok(())
     }
 
@@ -173,11 +150,15 @@ impl Program for ProxymapProgram {
             approved.sorted(),
             Path::new(&data_directory),
         ));
+        let stream: Arc<str> = setup.stream_name().into();
         let tables = Arc::new(Tables::new(
             role,
             &approved,
-            Arc::new(Registry::new(context(&setup.common, &setup.dictionary))),
-            Arc::new(DiskObserver),
+            Arc::new(Registry::new(tables::context(
+                &setup.common,
+                &setup.dictionary,
+            ))),
+            Arc::new(tables::DiskObserver),
             Settings {
                 open_error_is_fatal: setup.common.daemon_table_open_error_is_fatal,
                 open_tables: self.open_tables,
@@ -185,17 +166,16 @@ impl Program for ProxymapProgram {
             },
         ));
         if role == Role::Read && !setup.one_shot {
-            keep(Arc::clone(&tables));
+            tables::keep(Arc::clone(&tables));
         }
         Proxymap {
             names: Names::new(approved.sorted()),
             tables,
-            pool: Pool::with_limits(self.pool),
+            errands: Errands::new(self.pool, Arc::clone(&stream)),
             requests: setup.limits.requests,
-            complaints: Complaints::default(),
             oversize: Oversize::default(),
             policy: self.policy.unwrap_or(Policy::Always),
-            stream: setup.stream_name().into(),
+            stream,
             generation: if setup.dictionary.release() >= Release::V3_11 {
                 Generation::Two
             } else {
@@ -204,42 +184,6 @@ impl Program for ProxymapProgram {
             stray: super::stray_argument(setup),
             epoch: Instant::now(),
         }
-    }
-}
-
-/// The configuration that tables see.
-fn context(common: &Common, dictionary: &Dictionary) -> Context {
-    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-    Context {
-        caller: Caller::Daemon,
-        smtputf8_enable: common.smtputf8_enable,
-        lmdb_map_size: common.lmdb_map_size.unsigned_abs(),
-        queue_directory: PathBuf::from(OsString::from_vec(common.queue_directory.clone())),
-        proxymap_service_name: text(&common.proxymap_service_name),
-        proxywrite_service_name: text(&common.proxywrite_service_name),
-        ipc_timeout: common.ipc_timeout,
-        ipc_idle: common.ipc_idle,
-        ipc_ttl: common.ipc_ttl,
-        main_cf: Arc::new(dictionary.clone()),
-    }
-}
-
-/// Starts the thread that replaces tables whose files have changed.
-fn keep(tables: Arc<Tables>) {
-    let keeper = thread::Builder::new()
-        .name("keeper".to_owned())
-        .spawn(move || {
-            loop {
-                thread::sleep(LOOK);
-                // A fault in one table is told, and does not end the watch over the others.
-                logging::contain(|| tables.reload_changed());
-            }
-        });
-    if let Err(error) = keeper {
-        logging::fatal(format_args!(
-            "cannot start a thread: {}",
-            error_text(&error)
-        ));
     }
 }
 
@@ -259,42 +203,14 @@ impl Files for DiskFiles {
     }
 }
 
-/// Files of tables, on disk.
-struct DiskObserver;
-
-impl Observer for DiskObserver {
-    fn stat(&self, path: &Path) -> Option<Stat> {
-        let found = fs::metadata(path).ok()?;
-        Some(Stat {
-            device: found.dev(),
-            inode: found.ino(),
-            links: found.nlink(),
-            size: found.len(),
-            modified: (
-                found.mtime(),
-                u32::try_from(found.mtime_nsec()).unwrap_or(0),
-            ),
-            changed: found.ctime(),
-        })
-    }
-
-    fn wall_clock(&self) -> i64 {
-        let since = SystemTime::now()
-            .duration_since(UNIX_EPOCH)
-            .unwrap_or_default();
-        i64::try_from(since.as_secs()).unwrap_or(i64::MAX)
-    }
-}
-
 /// The running service.
 struct Proxymap {
     tables: Arc<Tables>,
     /// What they are called in metrics.
     names: Names,
-    pool: Pool,
+    errands: Errands,
     /// What a client may send at most.
     requests: scan::Limits,
-    complaints: Complaints,
     oversize: Oversize,
     policy: Policy,
     stream: Arc<str>,
@@ -314,121 +230,12 @@ struct Client {
     errand: Option<Errand>,
 }
 
-/// An operation that may wait, and where its outcome will be.
-type Errand = Arc<Mutex<Option<Done>>>;
-
-/// Names of parameters.
-const SLOW_LOOKUPS: &str = "postkeep_slow_lookup_limit";
-const SLOW_THREADS: &str = "postkeep_slow_lookup_threads";
-const TABLE_THREADS: &str = "postkeep_slow_table_threads";
-const OPEN_TABLES: &str = "postkeep_open_table_limit";
-
-/// The lines about clients that go beyond a limit.
-#[derive(Debug)]
-struct Complaints {
-    slow_lookups: Complaint,
-    slow_table: Complaint,
-}
-
-impl Default for Complaints {
-    fn default() -> Self {
-        Self {
-            slow_lookups: Complaint::new(SLOW_LOOKUPS),
-            slow_table: Complaint::new("postkeep_slow_lookup_limit, postkeep_slow_table_threads"),
-        }
-    }
-}
-
 impl Proxymap {
-    /// Has a job done elsewhere; it comes back when nobody can take it.
-    ///
-    /// A question to a server leaves from here, and no thread waits for the answer.
-    fn send_away(&self, client: &mut Client, job: Job, now: Instant) -> Result<(), Job> {
-        let errand = Errand::default();
-        if !job.may_wait() {
-            let messenger = Messenger {
-                errand: Some(Arc::clone(&errand)),
-                waker: client.waker.clone(),
-            };
-            job.begin(move |done| messenger.deliver(done, now));
-            client.errand = Some(errand);
-            return Ok(());
-        }
-        let share = job.share();
-        let mut job = Some(job);
-        let submitted = self.pool.submit_for(share, || {
-            let messenger = Messenger {
-                errand: Some(Arc::clone(&errand)),
-                waker: client.waker.clone(),
-            };
-            let job = job.take();
-            move || {
-                if let Some(job) = job {
-                    job.begin(move |done| messenger.deliver(done, now));
-                }
-            }
-        });
-        if let Err(full) = submitted {
-            let complaint = match full {
-                Full::Pool(_) => &self.complaints.slow_lookups,
-                Full::Share(_) => &self.complaints.slow_table,
-            };
-            complaint.say(
-                now,
-                format_args!("{}: {full}, clients are told to try again", self.stream),
-            );
-        }
-        client.errand = job.is_none().then_some(errand);
-        job.map_or(Ok(()), Err)
-    }
-
     /// Writes the reply to a request that was done elsewhere, or was not.
     fn finish(client: &mut Client, done: Done, outbox: &mut Outbox<OwnedFd>) {
         if let Err(fatal) = client.conversation.finish(done, outbox) {
             logging::fatal(format_args!("{fatal}"));
         }
-    }
-}
-
-/// Brings the outcome of an errand, or the news that there will be none, to the client.
-struct Messenger {
-    errand: Option<Errand>,
-    waker: Waker,
-}
-
-impl Messenger {
-    /// - `since`: when the request was looked at
-    fn deliver(self, done: Done, since: Instant) {
-        done.waited(since.elapsed());
-        if let Some(errand) = &self.errand {
-            *errand.lock().unwrap_or_else(PoisonError::into_inner) = Some(done);
-        }
-    }
-}
-
-impl Drop for Messenger {
-    fn drop(&mut self) {
-        // Also after a panic. The client must not look before our share is gone.
-        self.errand = None;
-        self.waker.wake();
-    }
-}
-
-/// What has become of an errand.
-enum Progress {
-    Out,
-    Back(Done),
-    /// Whoever had it is gone without an outcome.
-    Lost,
-}
-
-fn look(errand: &Errand) -> Progress {
-    // The count first: the outcome is there before the other holder is gone.
-    let alone = Arc::strong_count(errand) == 1;
-    match errand.lock().unwrap_or_else(PoisonError::into_inner).take() {
-        Some(done) => Progress::Back(done),
-        None if alone => Progress::Lost,
-        None => Progress::Out,
     }
 }
 
@@ -462,7 +269,8 @@ impl Service for Proxymap {
     }
 
     fn describe(&self, page: &mut Page) {
-        self.describe_all(page);
+        table_metrics::describe(&self.tables, &self.names, &self.errands, page);
+        self.oversize.describe(page);
     }
 
     fn advance(&self, client: &mut Client, turn: &mut Turn<'_>) -> Next {
@@ -475,7 +283,7 @@ impl Service for Proxymap {
             return Next::Listen { until };
         }
         if let Some(errand) = client.errand.take() {
-            match look(&errand) {
+            match errands::look(&errand) {
                 Progress::Out => {
                     client.errand = Some(errand);
                     return Next::Wait;
@@ -501,8 +309,11 @@ impl Service for Proxymap {
                 Action::Read(until) => Next::Read {
                     until: self.epoch + until,
                 },
-                Action::Run(job) => match self.send_away(client, job, turn.now) {
-                    Ok(()) => Next::Wait,
+                Action::Run(job) => match self.errands.send(&client.waker, job, turn.now) {
+                    Ok(errand) => {
+                        client.errand = Some(errand);
+                        Next::Wait
+                    }
                     Err(job) => {
                         Self::finish(client, job.put_off(), turn.outbox);
                         continue;
@@ -525,18 +336,6 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_errand_is_out_until_its_messenger_is_gone() {
-        let errand = Errand::default();
-        let messenger = Messenger {
-            errand: Some(Arc::clone(&errand)),
-            waker: Waker::noop(),
-        };
-        assert!(matches!(look(&errand), Progress::Out));
-        drop(messenger);
-        assert!(matches!(look(&errand), Progress::Lost));
-    }
-
-    #[test]
     fn files_are_read_up_to_the_limit() {
         let scratch = tempfile::tempdir().unwrap();
         let path = scratch.path().join("list");
@@ -548,16 +347,5 @@ mod tests {
         );
         let error = DiskFiles.read(b"/nonexistent/list", 5).unwrap_err();
         assert_eq!(error, "No such file or directory");
-    }
-
-    #[test]
-    fn a_new_file_has_another_face() {
-        let scratch = tempfile::tempdir().unwrap();
-        let path = scratch.path().join("table");
-        assert_eq!(DiskObserver.stat(&path), None);
-        fs::write(&path, "abc").unwrap();
-        let stat = DiskObserver.stat(&path).unwrap();
-        assert_eq!((stat.size, stat.links), (3, 1));
-        assert!((DiskObserver.wall_clock() - stat.changed).abs() < 100);
     }
 }

@@ -83,7 +83,7 @@ fn converse(data: &[u8], size: usize) -> (Vec<u8>, u32, bool) {
                 &mut inbox,
                 &mut outbox,
                 &SERVER,
-                &mut |_| {},
+                &mut |_, _| {},
             );
             let (bytes, _) = outbox.next_chunk();
             replies.extend_from_slice(bytes);

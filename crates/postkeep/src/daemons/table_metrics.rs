@@ -1,4 +1,4 @@
-//! What the lookup table server tells a monitoring system.
+//! What a server of lookup tables tells a monitoring system.
 //!
 //! Tables are told apart by a label with their name as it is approved. A name can have a table's content in it, and a
 //! content can be a password: of such a name only the type is shown, and a number that tells it from others of its type.
@@ -7,9 +7,10 @@ use std::collections::HashMap;
 
 use postkeep_daemon::metrics::{Family, LIMIT_REACHED, Page};
 use postkeep_proxymap::counters::{Counts, OPERATIONS, WAIT_BOUNDS};
+use postkeep_proxymap::share::Tables;
 use postkeep_wire::proxymap::Operation;
 
-use super::{Proxymap, SLOW_LOOKUPS, TABLE_THREADS};
+use super::errands::{Errands, SLOW_LOOKUPS, TABLE_THREADS};
 
 static REQUESTS: Family = Family::counter(
     "postkeep_table_requests_total",
@@ -160,74 +161,69 @@ fn describe_table(name: &str, counts: &Counts, page: &mut Page) {
     }
 }
 
-impl Proxymap {
-    /// Adds what has been counted.
-    pub(super) fn describe_all(&self, page: &mut Page) {
-        let mut tables: Vec<_> = self
-            .tables
-            .counts()
-            .map(|(name, counts)| (self.names.of(name), counts))
-            .collect();
-        tables.sort_unstable_by_key(|(name, _)| *name);
-        page.add(&APPROVED, &[], tables.len());
-        for (name, counts) in &tables {
-            describe_table(name, counts, page);
-        }
-        let refused = self.tables.refused();
-        for (reason, count) in [
-            ("unapproved", refused.unapproved),
-            ("read_only", refused.read_only),
-            ("malformed", refused.malformed),
-        ] {
-            page.add(&REFUSED, &[("reason", reason)], count);
-        }
-        let states = self.tables.states();
-        for (state, count) in [
-            ("open", states.open),
-            ("unavailable", states.unavailable),
-            ("not_opened", states.unopened),
-        ] {
-            page.add(&INSTANCES, &[("state", state)], count);
-        }
-        let limits = self.pool.limits();
-        page.add(&THREADS, &[], self.pool.busy());
-        page.add(&MOST_THREADS, &[], limits.threads);
-        page.add(&WAITING, &[], self.pool.waiting());
-        page.add(&MOST_WAITING, &[], limits.waiting);
-        for (limit, complaint) in [
-            (SLOW_LOOKUPS, &self.complaints.slow_lookups),
-            (TABLE_THREADS, &self.complaints.slow_table),
-        ] {
-            page.add(&LIMIT_REACHED, &[("limit", limit)], complaint.reached());
-        }
-        self.oversize.describe(page);
-        self.describe_caches(page);
+/// Adds what has been counted.
+pub(super) fn describe(tables: &Tables, names: &Names, errands: &Errands, page: &mut Page) {
+    let mut counted: Vec<_> = tables
+        .counts()
+        .map(|(name, counts)| (names.of(name), counts))
+        .collect();
+    counted.sort_unstable_by_key(|(name, _)| *name);
+    page.add(&APPROVED, &[], counted.len());
+    for (name, counts) in &counted {
+        describe_table(name, counts, page);
     }
+    let refused = tables.refused();
+    for (reason, count) in [
+        ("unapproved", refused.unapproved),
+        ("read_only", refused.read_only),
+        ("malformed", refused.malformed),
+    ] {
+        page.add(&REFUSED, &[("reason", reason)], count);
+    }
+    let states = tables.states();
+    for (state, count) in [
+        ("open", states.open),
+        ("unavailable", states.unavailable),
+        ("not_opened", states.unopened),
+    ] {
+        page.add(&INSTANCES, &[("state", state)], count);
+    }
+    let limits = errands.pool.limits();
+    page.add(&THREADS, &[], errands.pool.busy());
+    page.add(&MOST_THREADS, &[], limits.threads);
+    page.add(&WAITING, &[], errands.pool.waiting());
+    page.add(&MOST_WAITING, &[], limits.waiting);
+    for (limit, complaint) in [
+        (SLOW_LOOKUPS, &errands.slow_lookups),
+        (TABLE_THREADS, &errands.slow_table),
+    ] {
+        page.add(&LIMIT_REACHED, &[("limit", limit)], complaint.reached());
+    }
+    describe_caches(tables, names, page);
+}
 
-    fn describe_caches(&self, page: &mut Page) {
-        let mut caches: Vec<_> = self
-            .tables
-            .cache_counts()
-            .map(|(name, counts)| (self.names.of(name), counts))
-            .collect();
-        caches.sort_unstable_by_key(|(name, _)| *name);
-        for (name, counts) in caches {
-            let table = ("table", name);
-            for (answer, count) in [
-                ("hit", counts.hits),
-                ("miss", counts.misses),
-                ("stale", counts.stale),
-                ("refused", counts.refused),
-                ("coalesced", counts.coalesced),
-            ] {
-                page.add(&CACHE_LOOKUPS, &[table, ("answer", answer)], count);
-            }
-            page.add(&CACHE_REFRESHES, &[table], counts.refreshes);
-            page.add(&CACHE_FAILURES, &[table], counts.failures);
-            page.add(&CACHE_EVICTIONS, &[table], counts.evictions);
-            page.add(&CACHE_ENTRIES, &[table], counts.entries);
-            page.add(&CACHE_BYTES, &[table], counts.bytes);
+fn describe_caches(tables: &Tables, names: &Names, page: &mut Page) {
+    let mut caches: Vec<_> = tables
+        .cache_counts()
+        .map(|(name, counts)| (names.of(name), counts))
+        .collect();
+    caches.sort_unstable_by_key(|(name, _)| *name);
+    for (name, counts) in caches {
+        let table = ("table", name);
+        for (answer, count) in [
+            ("hit", counts.hits),
+            ("miss", counts.misses),
+            ("stale", counts.stale),
+            ("refused", counts.refused),
+            ("coalesced", counts.coalesced),
+        ] {
+            page.add(&CACHE_LOOKUPS, &[table, ("answer", answer)], count);
         }
+        page.add(&CACHE_REFRESHES, &[table], counts.refreshes);
+        page.add(&CACHE_FAILURES, &[table], counts.failures);
+        page.add(&CACHE_EVICTIONS, &[table], counts.evictions);
+        page.add(&CACHE_ENTRIES, &[table], counts.entries);
+        page.add(&CACHE_BYTES, &[table], counts.bytes);
     }
 }
 

@@ -1,0 +1,163 @@
+//! Operations on tables that may wait: done on the pool of threads, or by a server, while the client is parked.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
+
+use postkeep_conf::{Dictionary, Error, IntParameter, Sink};
+use postkeep_daemon::Waker;
+use postkeep_daemon::blocking::{Full, Pool, PoolLimits};
+use postkeep_daemon::limits::Complaint;
+use postkeep_proxymap::service::{Done, Job};
+
+/// Names of parameters.
+pub(super) const SLOW_LOOKUPS: &str = "postkeep_slow_lookup_limit";
+const SLOW_THREADS: &str = "postkeep_slow_lookup_threads";
+pub(super) const TABLE_THREADS: &str = "postkeep_slow_table_threads";
+
+/// Reads how many operations may wait, and how many threads there are for them.
+pub(super) fn read_limits(
+    dictionary: &mut Dictionary,
+    sink: &mut dyn Sink,
+) -> Result<PoolLimits, Error> {
+    let mut number = |name, default: usize, max| {
+        let parameter = IntParameter {
+            name,
+            default: i32::try_from(default).unwrap_or(i32::MAX),
+            min: 1,
+            max,
+        };
+        let value = dictionary.int(&parameter, &mut *sink)?;
+        Ok(usize::try_from(value).unwrap_or(1))
+    };
+    let default = PoolLimits::default();
+    let threads = number(SLOW_THREADS, default.threads, 1024)?;
+    let waiting = number(SLOW_LOOKUPS, default.waiting, 0)?;
+    let mut limits = PoolLimits::new(threads, waiting);
+    limits.share_threads = number(TABLE_THREADS, limits.share_threads, 0)?;
+    Ok(limits)
+}
+
+/// Who does them, and the lines about there being too many.
+#[derive(Debug)]
+pub(super) struct Errands {
+    pub(super) pool: Pool,
+    pub(super) slow_lookups: Complaint,
+    pub(super) slow_table: Complaint,
+    /// The service in these lines.
+    stream: Arc<str>,
+}
+
+/// An operation that may wait, and where its outcome will be.
+pub(super) type Errand = Arc<Mutex<Option<Done>>>;
+
+impl Errands {
+    pub(super) fn new(limits: PoolLimits, stream: Arc<str>) -> Self {
+        Self {
+            pool: Pool::with_limits(limits),
+            slow_lookups: Complaint::new(SLOW_LOOKUPS),
+            slow_table: Complaint::new("postkeep_slow_lookup_limit, postkeep_slow_table_threads"),
+            stream,
+        }
+    }
+
+    /// Has a job done elsewhere; it comes back when nobody can take it.
+    ///
+    /// A question to a server leaves from here, and no thread waits for the answer.
+    ///
+    /// - `waker`: of the client that is parked until then
+    pub(super) fn send(&self, waker: &Waker, job: Job, now: Instant) -> Result<Errand, Job> {
+        let errand = Errand::default();
+        if !job.may_wait() {
+            let messenger = Messenger {
+                errand: Some(Arc::clone(&errand)),
+                waker: waker.clone(),
+            };
+            job.begin(move |done| messenger.deliver(done, now));
+            return Ok(errand);
+        }
+        let share = job.share();
+        let mut job = Some(job);
+        let submitted = self.pool.submit_for(share, || {
+            let messenger = Messenger {
+                errand: Some(Arc::clone(&errand)),
+                waker: waker.clone(),
+            };
+            let job = job.take();
+            move || {
+                if let Some(job) = job {
+                    job.begin(move |done| messenger.deliver(done, now));
+                }
+            }
+        });
+        if let Err(full) = submitted {
+            let complaint = match full {
+                Full::Pool(_) => &self.slow_lookups,
+                Full::Share(_) => &self.slow_table,
+            };
+            complaint.say(
+                now,
+                format_args!("{}: {full}, clients are told to try again", self.stream),
+            );
+        }
+        job.map_or(Ok(errand), Err)
+    }
+}
+
+/// Brings the outcome of an errand, or the news that there will be none, to the client.
+struct Messenger {
+    errand: Option<Errand>,
+    waker: Waker,
+}
+
+impl Messenger {
+    /// - `since`: when the request was looked at
+    fn deliver(self, done: Done, since: Instant) {
+        done.waited(since.elapsed());
+        if let Some(errand) = &self.errand {
+            *errand.lock().unwrap_or_else(PoisonError::into_inner) = Some(done);
+        }
+    }
+}
+
+impl Drop for Messenger {
+    fn drop(&mut self) {
+        // Also after a panic. The client must not look before our share is gone.
+        self.errand = None;
+        self.waker.wake();
+    }
+}
+
+/// What has become of an errand.
+pub(super) enum Progress {
+    Out,
+    Back(Done),
+    /// Whoever had it is gone without an outcome.
+    Lost,
+}
+
+pub(super) fn look(errand: &Errand) -> Progress {
+    // The count first: the outcome is there before the other holder is gone.
+    let alone = Arc::strong_count(errand) == 1;
+    match errand.lock().unwrap_or_else(PoisonError::into_inner).take() {
+        Some(done) => Progress::Back(done),
+        None if alone => Progress::Lost,
+        None => Progress::Out,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_errand_is_out_until_its_messenger_is_gone() {
+        let errand = Errand::default();
+        let messenger = Messenger {
+            errand: Some(Arc::clone(&errand)),
+            waker: Waker::noop(),
+        };
+        assert!(matches!(look(&errand), Progress::Out));
+        drop(messenger);
+        assert!(matches!(look(&errand), Progress::Lost));
+    }
+}
