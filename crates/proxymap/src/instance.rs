@@ -173,6 +173,11 @@ impl Instance {
         }
     }
 
+    /// Its name, fit for a log line.
+    pub(crate) fn shown(&self) -> &str {
+        &self.shown
+    }
+
     pub(crate) fn current(&self) -> Guard<Arc<Current>> {
         self.current.load()
     }

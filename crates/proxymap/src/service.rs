@@ -94,6 +94,16 @@ pub struct Done {
 }
 
 impl Done {
+    /// The table that was asked, fit for a log line.
+    pub fn table(&self) -> &str {
+        self.instance.shown()
+    }
+
+    /// What was asked of it.
+    pub fn operation(&self) -> Operation {
+        self.work.operation
+    }
+
     /// Counts how long the client has waited for this, for metrics.
     pub fn waited(&self, time: Duration) {
         self.instance.counters.count_wait(time);

@@ -29,6 +29,7 @@ pub mod domain;
 pub mod hosts;
 pub mod limits;
 pub mod memcache;
+mod meter;
 pub mod pool;
 pub mod rules;
 pub mod runtime;

@@ -22,6 +22,7 @@ use tokio::time::{Instant, sleep, timeout, timeout_at};
 use crate::breaker::{Admission, Breaker};
 use crate::hosts::{Choice, Host, Hosts};
 use crate::limits::Limits;
+use crate::meter;
 
 /// What a table type knows of its servers.
 pub trait Backend: Send + Sync + 'static {
@@ -376,7 +377,7 @@ impl<B: Backend> Pool<B> {
         if before >= self.limits.queue {
             return Err(self.busy("pool_queue_limit lookups wait already"));
         }
-        match timeout_at(deadline, self.slots.acquire()).await {
+        match meter::in_queue(timeout_at(deadline, self.slots.acquire())).await {
             Ok(Ok(slot)) => Ok(slot),
             // The semaphore is never closed.
             Ok(Err(_)) | Err(_) => Err(self.busy("no connection became free within wait_timeout")),
@@ -431,7 +432,10 @@ impl<B: Backend> Pool<B> {
                 Choice::Nobody if tried.is_empty() => return Err(Refusal::Resting),
                 Choice::Nobody => return Err(Refusal::Unreachable(std::mem::take(reason))),
                 Choice::Wait => {
-                    if timeout_at(deadline, changed).await.is_err() {
+                    if meter::in_queue(timeout_at(deadline, changed))
+                        .await
+                        .is_err()
+                    {
                         return Err(self.busy("no server was reached within wait_timeout"));
                     }
                     continue;
@@ -447,9 +451,10 @@ impl<B: Backend> Pool<B> {
             let Some(host) = self.lock().hosts.host(index).cloned() else {
                 return Err(Refusal::Unreachable(std::mem::take(reason)));
             };
-            let connected = timeout(self.limits.connect, self.backend.connect(&host))
-                .await
-                .unwrap_or_else(|_| Err("Connection timed out".to_owned()));
+            let connected =
+                meter::connecting(timeout(self.limits.connect, self.backend.connect(&host)))
+                    .await
+                    .unwrap_or_else(|_| Err("Connection timed out".to_owned()));
             connecting.decided = true;
             match connected {
                 Ok(connection) => {

@@ -7,9 +7,12 @@ use std::future::Future;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
+use postkeep_table::spent::{self, Spent};
 use postkeep_table::{Completion, Flags, Latency, LookupError, Outcome, Table};
 use tokio::runtime::{Builder, Handle, Runtime};
 use tokio::sync::oneshot;
+
+use crate::meter::{self, metered};
 
 /// Threads that drive lookups.
 const WORKERS: usize = 2;
@@ -97,7 +100,11 @@ where
     };
     match handle() {
         Ok(handle) => {
-            handle.spawn(async move { promise.keep(lookup.await) });
+            let so_far = spent::current();
+            handle.spawn(async move {
+                let (end, spent) = metered(so_far, lookup).await;
+                spent::scope(spent, || promise.keep(end));
+            });
         }
         Err(error) => promise.keep(Err(error)),
     }
@@ -115,13 +122,15 @@ where
     let (sender, receiver) = std::sync::mpsc::sync_channel(1);
     handle()?.spawn(async move {
         // The receiver waits in any case.
-        let _ = sender.send(work.await);
+        let _ = sender.send(metered(Spent::default(), work).await);
     });
-    block(|| {
+    let (end, spent) = block(|| {
         receiver
             .recv()
-            .unwrap_or_else(|_| Err(LookupError::Retry(String::new())))
-    })
+            .unwrap_or_else(|_| (Err(LookupError::Retry(String::new())), Spent::default()))
+    });
+    spent::add(spent);
+    end
 }
 
 /// Waits on the calling thread, so that the other work of the runtime goes on when it is one of its threads.
@@ -185,12 +194,15 @@ pub async fn ask(
             let (sender, receiver) = oneshot::channel();
             let done: Completion = Box::new(move |result, value| {
                 // Whoever asked may be gone.
-                let _ = sender.send(result.map(|outcome| found(outcome, value)));
+                let found = result.map(|outcome| found(outcome, value));
+                let _ = sender.send((found, spent::current()));
             });
             Arc::clone(table).begin_lookup(flags, key, Vec::new(), done);
-            receiver
-                .await
-                .unwrap_or_else(|_| Err(LookupError::Retry(String::new())))
+            let Ok((found, spent)) = receiver.await else {
+                return Err(LookupError::Retry(String::new()));
+            };
+            meter::add(spent);
+            found
         }
     }
 }

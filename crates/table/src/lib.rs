@@ -6,6 +6,7 @@
 mod flags;
 mod name;
 mod printable;
+pub mod spent;
 
 pub use flags::Flags;
 pub use name::{NameError, TableName};

@@ -1,40 +1,53 @@
 //! Operations on tables that may wait: done on the pool of threads, or by a server, while the client is parked.
 
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use postkeep_conf::{Dictionary, Error, IntParameter, Sink};
 use postkeep_daemon::Waker;
 use postkeep_daemon::blocking::{Full, Pool, PoolLimits};
 use postkeep_daemon::limits::Complaint;
 use postkeep_proxymap::service::{Done, Job};
+use postkeep_table::spent::{self, Spent};
+
+use super::slow::{SLOW_LOG, SlowLog};
 
 /// Names of parameters.
 pub(super) const SLOW_LOOKUPS: &str = "postkeep_slow_lookup_limit";
 const SLOW_THREADS: &str = "postkeep_slow_lookup_threads";
 pub(super) const TABLE_THREADS: &str = "postkeep_slow_table_threads";
 
-/// Reads how many operations may wait, and how many threads there are for them.
+/// How many operations may wait, how many threads there are for them, and what is logged of them.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Limits {
+    pool: PoolLimits,
+    /// Operations that take so long are logged; zero for none.
+    slow: Duration,
+}
+
+/// Reads them.
 pub(super) fn read_limits(
     dictionary: &mut Dictionary,
     sink: &mut dyn Sink,
-) -> Result<PoolLimits, Error> {
-    let mut number = |name, default: usize, max| {
+) -> Result<Limits, Error> {
+    let mut number = |name, default: usize, min, max| {
         let parameter = IntParameter {
             name,
             default: i32::try_from(default).unwrap_or(i32::MAX),
-            min: 1,
+            min,
             max,
         };
         let value = dictionary.int(&parameter, &mut *sink)?;
-        Ok(usize::try_from(value).unwrap_or(1))
+        Ok(usize::try_from(value).unwrap_or_default())
     };
     let default = PoolLimits::default();
-    let threads = number(SLOW_THREADS, default.threads, 1024)?;
-    let waiting = number(SLOW_LOOKUPS, default.waiting, 0)?;
-    let mut limits = PoolLimits::new(threads, waiting);
-    limits.share_threads = number(TABLE_THREADS, limits.share_threads, 0)?;
-    Ok(limits)
+    let threads = number(SLOW_THREADS, default.threads, 1, 1024)?;
+    let waiting = number(SLOW_LOOKUPS, default.waiting, 1, 0)?;
+    let mut pool = PoolLimits::new(threads, waiting);
+    pool.share_threads = number(TABLE_THREADS, pool.share_threads, 1, 0)?;
+    let slow = number(SLOW_LOG, 0, 0, 0)?;
+    let slow = Duration::from_millis(u64::try_from(slow).unwrap_or_default());
+    Ok(Limits { pool, slow })
 }
 
 /// Who does them, and the lines about there being too many.
@@ -43,6 +56,7 @@ pub(super) struct Errands {
     pub(super) pool: Pool,
     pub(super) slow_lookups: Complaint,
     pub(super) slow_table: Complaint,
+    slow: Option<Arc<SlowLog>>,
     /// The service in these lines.
     stream: Arc<str>,
 }
@@ -51,11 +65,12 @@ pub(super) struct Errands {
 pub(super) type Errand = Arc<Mutex<Option<Done>>>;
 
 impl Errands {
-    pub(super) fn new(limits: PoolLimits, stream: Arc<str>) -> Self {
+    pub(super) fn new(limits: Limits, stream: Arc<str>) -> Self {
         Self {
-            pool: Pool::with_limits(limits),
+            pool: Pool::with_limits(limits.pool),
             slow_lookups: Complaint::new(SLOW_LOOKUPS),
             slow_table: Complaint::new("postkeep_slow_lookup_limit, postkeep_slow_table_threads"),
+            slow: SlowLog::new(limits.slow, Instant::now()).map(Arc::new),
             stream,
         }
     }
@@ -71,6 +86,7 @@ impl Errands {
             let messenger = Messenger {
                 errand: Some(Arc::clone(&errand)),
                 waker: waker.clone(),
+                slow: self.slow.clone(),
             };
             job.begin(move |done| messenger.deliver(done, now));
             return Ok(errand);
@@ -81,11 +97,18 @@ impl Errands {
             let messenger = Messenger {
                 errand: Some(Arc::clone(&errand)),
                 waker: waker.clone(),
+                slow: self.slow.clone(),
             };
             let job = job.take();
             move || {
+                let waited = Spent {
+                    queue: now.elapsed(),
+                    ..Spent::default()
+                };
                 if let Some(job) = job {
-                    job.begin(move |done| messenger.deliver(done, now));
+                    spent::scope(waited, || {
+                        job.begin(move |done| messenger.deliver(done, now));
+                    });
                 }
             }
         });
@@ -107,12 +130,17 @@ impl Errands {
 struct Messenger {
     errand: Option<Errand>,
     waker: Waker,
+    slow: Option<Arc<SlowLog>>,
 }
 
 impl Messenger {
     /// - `since`: when the request was looked at
     fn deliver(self, done: Done, since: Instant) {
-        done.waited(since.elapsed());
+        let total = since.elapsed();
+        done.waited(total);
+        if let Some(slow) = &self.slow {
+            slow.look(done.table(), done.operation(), total, spent::current());
+        }
         if let Some(errand) = &self.errand {
             *errand.lock().unwrap_or_else(PoisonError::into_inner) = Some(done);
         }
@@ -155,6 +183,7 @@ mod tests {
         let messenger = Messenger {
             errand: Some(Arc::clone(&errand)),
             waker: Waker::noop(),
+            slow: None,
         };
         assert!(matches!(look(&errand), Progress::Out));
         drop(messenger);

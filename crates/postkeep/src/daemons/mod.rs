@@ -7,6 +7,7 @@ mod parent;
 pub(crate) mod proxymap;
 mod reach;
 pub(crate) mod scache;
+mod slow;
 pub(crate) mod socketmap;
 mod table_metrics;
 mod tables;

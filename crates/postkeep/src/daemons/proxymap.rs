@@ -15,7 +15,6 @@ use std::time::{Duration, Instant};
 
 use log::{debug, warn};
 use postkeep_conf::{Catalog, Dictionary, Error, Release, Sink, StrParameter};
-use postkeep_daemon::blocking::PoolLimits;
 use postkeep_daemon::configuration::LogSink;
 use postkeep_daemon::metrics::Page;
 use postkeep_daemon::{
@@ -54,7 +53,7 @@ pub(crate) fn run(name: &OsStr, arguments: &[OsString]) -> ExitCode {
 struct ProxymapProgram {
     policy: Option<Policy>,
     prepared: Option<(Role, Approved)>,
-    pool: PoolLimits,
+    limits: errands::Limits,
     open_tables: usize,
 }
 
@@ -76,7 +75,7 @@ impl ProxymapProgram {
             )?;
         }
         self.policy = Some(super::read_policy(dictionary, sink)?);
-        self.pool = errands::read_limits(dictionary, sink)?;
+        self.limits = errands::read_limits(dictionary, sink)?;
         self.open_tables = tables::read_open_tables(dictionary, sink)?;
         Ok(())
     }
@@ -171,7 +170,7 @@ impl Program for ProxymapProgram {
         Proxymap {
             names: Names::new(approved.sorted()),
             tables,
-            errands: Errands::new(self.pool, Arc::clone(&stream)),
+            errands: Errands::new(self.limits, Arc::clone(&stream)),
             requests: setup.limits.requests,
             oversize: Oversize::default(),
             policy: self.policy.unwrap_or(Policy::Always),

@@ -14,7 +14,6 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use postkeep_conf::{Dictionary, Error, Sink};
-use postkeep_daemon::blocking::PoolLimits;
 use postkeep_daemon::metrics::Page;
 use postkeep_daemon::{
     Attributes, Next, Program, Requirement, Service, Setup, Turn, Waker, logging,
@@ -55,7 +54,7 @@ pub(crate) fn run(name: &OsStr, arguments: &[OsString]) -> ExitCode {
 struct SocketmapProgram {
     parameters: Option<Parameters>,
     tls: Option<Arc<ServerConfig>>,
-    pool: PoolLimits,
+    limits: errands::Limits,
     open_tables: usize,
 }
 
@@ -63,7 +62,7 @@ impl SocketmapProgram {
     fn read(&mut self, dictionary: &mut Dictionary, sink: &mut dyn Sink) -> Result<(), Error> {
         parameters::set_defaults(dictionary);
         self.parameters = Some(Parameters::read(dictionary, sink)?);
-        self.pool = errands::read_limits(dictionary, sink)?;
+        self.limits = errands::read_limits(dictionary, sink)?;
         self.open_tables = tables::read_open_tables(dictionary, sink)?;
         Ok(())
     }
@@ -117,7 +116,7 @@ impl Program for SocketmapProgram {
         let stream: Arc<str> = setup.stream_name().into();
         Socketmap {
             names: Names::new(approved.sorted()),
-            errands: Errands::new(self.pool, Arc::clone(&stream)),
+            errands: Errands::new(self.limits, Arc::clone(&stream)),
             lines: Lines::new(stream),
             tls: self.tls,
             allow_plaintext: parameters.allow_plaintext,
