@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsFd as _, OwnedFd};
-use std::os::unix::net::UnixStream;
+use std::os::unix::net::{UnixDatagram, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -14,8 +14,10 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
+use command_fds::{CommandFdExt as _, FdMapping};
 use postkeep_client::Place;
 use postkeep_client::scache::{Client, Session, Settings, Status};
+use postkeep_sys::socket;
 use postkeep_testkit::peer::{save_endpoint, session};
 use postkeep_testkit::private_postfix::{Plan, PrivatePostfix, free_port};
 use postkeep_testkit::program::postkeep_binary;
@@ -57,13 +59,16 @@ impl FarEnd {
     /// Says a word on the near end, and looks whether it comes out at the session of this number.
     fn is(&self, number: u16, near: &mut TcpStream) -> Result<()> {
         near.write_all(format!("{number}\n").as_bytes())?;
-        let far = self
-            .sessions
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .get(&number)
-            .context("no such session")?
-            .try_clone()?;
+        let late = Instant::now() + Duration::from_secs(5);
+        let far = loop {
+            // It was connected, but perhaps nobody has accepted it yet.
+            let far = lock(&self.sessions).get(&number).map(TcpStream::try_clone);
+            if let Some(far) = far {
+                break far?;
+            }
+            ensure!(Instant::now() < late, "no session {number}");
+            thread::sleep(Duration::from_millis(1));
+        };
         far.set_read_timeout(Some(Duration::from_secs(5)))?;
         let mut word = String::new();
         BufReader::new(far).read_line(&mut word)?;
@@ -306,19 +311,22 @@ struct Serve {
 
 impl Serve {
     fn start(executable: &Path, directory: &Path) -> Result<Self> {
-        std::fs::create_dir_all(directory)?;
-        let main_cf = directory.join("main.cf");
-        let mut child = Command::new(executable)
-            .args(["serve", "--directory"])
-            .arg(directory)
+        let mut command = Command::new(executable);
+        command.args(["serve", "--directory"]).arg(directory);
+        Self::spawn(command, directory)
+    }
+
+    fn spawn(mut command: Command, directory: &Path) -> Result<Self> {
+        let mut child = command
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::null())
             .spawn()?;
+        // What a service manager passes is open in the command too.
+        drop(command);
         let mut line = String::new();
         BufReader::new(child.stdout.take().context("piped")?).read_line(&mut line)?;
         ensure!(line.starts_with("postkeep serves"), "no welcome: {line}");
-        ensure!(main_cf.exists());
         Ok(Self {
             child,
             directory: directory.to_owned(),
@@ -364,6 +372,102 @@ fn a_serve_that_is_told_to_reload_or_started_again_has_its_sessions() -> Result<
     serve.signal(Signal::TERM)?;
     serve.child.wait()?;
     serve = Serve::start(&executable, &directory)?;
+    load.go_on(150)?;
+    load.finish()?;
+    serve.signal(Signal::TERM)?;
+    serve.child.wait()?;
+    Ok(())
+}
+
+/// The socket of a service manager, and what it keeps.
+struct Manager {
+    socket: UnixDatagram,
+    path: PathBuf,
+}
+
+impl Manager {
+    fn start(directory: &Path) -> Result<Self> {
+        let path = directory.join("notify");
+        let socket = UnixDatagram::bind(&path)?;
+        std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o666))?;
+        Ok(Self { socket, path })
+    }
+
+    /// Starts a service, with what is kept.
+    fn start_service(
+        &self,
+        executable: &Path,
+        directory: &Path,
+        kept: Vec<(String, OwnedFd)>,
+    ) -> Result<Serve> {
+        let names: Vec<&str> = kept.iter().map(|(name, _)| name.as_str()).collect();
+        let mut command = Command::new("sh");
+        command
+            .args(["-c", "LISTEN_PID=$$ exec \"$0\" serve --directory \"$1\""])
+            .arg(executable)
+            .arg(directory)
+            .env("NOTIFY_SOCKET", &self.path)
+            .env("LISTEN_FDS", kept.len().to_string())
+            .env("LISTEN_FDNAMES", names.join(":"));
+        let mappings = kept
+            .into_iter()
+            .zip(3..)
+            .map(|((_, parent_fd), child_fd)| FdMapping {
+                parent_fd,
+                child_fd,
+            });
+        command.fd_mappings(mappings.collect())?;
+        Serve::spawn(command, directory)
+    }
+
+    /// Does what it is told, until somebody wants to know whether it has.
+    fn keep(&self) -> Result<Vec<(String, OwnedFd)>> {
+        let mut kept: Vec<(String, OwnedFd)> = Vec::new();
+        self.socket
+            .set_read_timeout(Some(Duration::from_secs(10)))?;
+        loop {
+            let (mut buffer, mut handles) = ([0; 4096], Vec::new());
+            let count = socket::receive_waiting(&self.socket, &mut buffer, &mut handles)?;
+            let text = String::from_utf8_lossy(&buffer[..count]).into_owned();
+            let value = |key: &str| {
+                let mut lines = text.lines();
+                lines
+                    .find_map(|line| line.strip_prefix(key))
+                    .unwrap_or_default()
+            };
+            if text.contains("BARRIER=1") {
+                return Ok(kept);
+            }
+            let name = value("FDNAME=");
+            if text.contains("FDSTORE=1") {
+                kept.extend(handles.into_iter().map(|handle| (name.to_owned(), handle)));
+            } else if text.contains("FDSTOREREMOVE=1") {
+                kept.retain(|(kept, _)| kept != name);
+            }
+        }
+    }
+}
+
+#[test]
+fn a_service_manager_keeps_sessions_from_one_serve_to_the_next() -> Result<()> {
+    let Some(executable) = postkeep_binary() else {
+        return Ok(());
+    };
+    let scratch = Scratch::new("serve")?;
+    let directory = scratch.path().join("state");
+    let manager = Manager::start(scratch.path())?;
+    let mut serve = manager.start_service(&executable, &directory, Vec::new())?;
+    let load = Load::start(&serve.socket())?;
+    for _ in 0..2 {
+        load.go_on(150)?;
+        serve.signal(Signal::TERM)?;
+        let kept = manager.keep()?;
+        ensure!(serve.child.wait()?.success());
+        ensure!(kept.len() > 20, "hardly anything is kept: {}", kept.len());
+        // No process of the service is left then, whatever it may have left behind.
+        ensure!(processes_in(&directory.join("queue"))?.is_empty());
+        serve = manager.start_service(&executable, &directory, kept)?;
+    }
     load.go_on(150)?;
     load.finish()?;
     serve.signal(Signal::TERM)?;
@@ -618,7 +722,10 @@ fn heard(mut far: UnixStream) -> Result<String> {
 
 /// Processes that have stayed behind the daemon.
 fn stays_behind(daemon: &stand_in::StandIn) -> Result<Vec<Pid>> {
-    let queue = daemon.scratch().join("queue");
+    processes_in(&daemon.scratch().join("queue"))
+}
+
+fn processes_in(queue: &Path) -> Result<Vec<Pid>> {
     let mut found = Vec::new();
     for entry in std::fs::read_dir("/proc")?.flatten() {
         let number = entry

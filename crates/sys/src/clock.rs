@@ -31,6 +31,14 @@ impl LocalTime {
     }
 }
 
+/// A clock that all processes of this machine see alike, which is never set and starts with the machine.
+pub fn since_boot() -> std::time::Duration {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
+    let seconds = u64::try_from(now.tv_sec).unwrap_or(0);
+    let nanoseconds = u32::try_from(now.tv_nsec).unwrap_or(0);
+    std::time::Duration::new(seconds, nanoseconds)
+}
+
 /// Takes a moment apart.
 ///
 /// The first call of a process reads the zone (`TZ`, `/etc/localtime`); later calls keep it. So call it once

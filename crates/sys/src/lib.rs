@@ -18,6 +18,7 @@ pub mod idle;
 pub mod interface;
 pub mod lmdb;
 pub mod lock;
+pub mod memory_file;
 pub mod notify;
 pub mod pcre;
 pub mod posix_regex;

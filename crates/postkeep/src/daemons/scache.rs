@@ -23,7 +23,7 @@ use postkeep_daemon::{
 use postkeep_scache::{self as scache, Conversation};
 use postkeep_sys::process::{self, Half};
 use postkeep_sys::termination::Termination;
-use postkeep_sys::{descriptor, effective, error_text};
+use postkeep_sys::{descriptor, error_text};
 use postkeep_wire::duplex::Outbox;
 use postkeep_wire::protocol;
 
@@ -67,32 +67,23 @@ struct Succession {
 }
 
 impl Succession {
-    /// Finds the process before this one, and takes its place. With the identity that the data directory belongs to:
-    /// the names in there are not to be trusted by root.
+    /// Finds the process before this one, and takes its place.
     fn open(setup: &Setup) -> Self {
         let data_directory = OsString::from_vec(setup.common.data_directory.clone());
         let Some(place) = Place::new(Path::new(&data_directory), &setup.service_name) else {
             return Self::default();
         };
         let owner = &setup.common.mail_owner;
-        let before = effective::identity();
-        let changes = effective::real_user_is_root() && before.0 == 0 && owner.uid != 0;
-        if changes && let Err(error) = effective::assume(owner.uid, owner.gid) {
+        let visited = place.visit((owner.uid, owner.gid), |place| {
+            (place.predecessor(), place.listen())
+        });
+        let (predecessor, listener) = visited.unwrap_or_else(|error| {
             logging::fatal(format_args!(
                 "seteuid({}): {}",
                 owner.uid,
                 error_text(&error)
-            ));
-        }
-        let predecessor = place.predecessor();
-        let listener = place.listen();
-        if changes && let Err(error) = effective::assume(before.0, before.1) {
-            logging::fatal(format_args!(
-                "seteuid({}): {}",
-                before.0,
-                error_text(&error)
-            ));
-        }
+            ))
+        });
         let listener = listener.map_err(|error| {
             warn!(
                 "sessions will not survive a restart: cannot listen at {}: {}",

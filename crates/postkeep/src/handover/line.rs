@@ -49,14 +49,22 @@ pub(crate) struct Line {
 }
 
 impl Line {
-    /// Makes sure of who is at the other end.
+    /// Makes sure that the other end belongs to the same user, or to root.
     ///
     /// # Errors
     /// [`Broken::Stranger`], or the system does not tell.
     pub(crate) fn new(socket: UnixStream) -> Result<Self, Broken> {
-        let peer = socket::peer(&socket)?;
         let (own, _) = postkeep_sys::effective::identity();
-        if peer.uid != own && peer.uid != 0 {
+        Self::with(socket, own)
+    }
+
+    /// Makes sure that the other end belongs to this user, or to root.
+    ///
+    /// # Errors
+    /// As [`Line::new`].
+    pub(crate) fn with(socket: UnixStream, user: u32) -> Result<Self, Broken> {
+        let peer = socket::peer(&socket)?;
+        if peer.uid != user && peer.uid != 0 {
             return Err(Broken::Stranger(peer.uid));
         }
         Ok(Self {

@@ -7,11 +7,13 @@
 mod giver;
 mod line;
 mod place;
+mod store;
 mod taker;
 
 pub(crate) use giver::{Giver, give};
 pub(crate) use line::{Broken, Line};
 pub(crate) use place::Place;
+pub(crate) use store::{Stored, keep};
 pub(crate) use taker::{Taker, greet, take};
 
 use std::time::Duration;

@@ -7,6 +7,8 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
+use postkeep_sys::effective;
+
 /// The socket at which a process that ends waits for its successor.
 #[derive(Clone, Debug)]
 pub(crate) struct Place {
@@ -24,6 +26,28 @@ impl Place {
 
     pub(crate) fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// Does something there with the identity that the data directory belongs to, if root does it: root is not to trust
+    /// the names in there. Before there are threads.
+    ///
+    /// # Errors
+    /// The identity cannot be changed; it may have been changed in part.
+    pub(crate) fn visit<R>(
+        &self,
+        owner: (u32, u32),
+        act: impl FnOnce(&Self) -> R,
+    ) -> io::Result<R> {
+        let before = effective::identity();
+        let changes = effective::real_user_is_root() && before.0 == 0 && owner.0 != 0;
+        if changes {
+            effective::assume(owner.0, owner.1)?;
+        }
+        let outcome = act(self);
+        if changes {
+            effective::assume(before.0, before.1)?;
+        }
+        Ok(outcome)
     }
 
     /// Connects to the predecessor, if there is one.

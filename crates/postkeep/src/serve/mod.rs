@@ -11,6 +11,7 @@
 mod directory;
 mod log;
 mod main_cf;
+mod sessions;
 
 pub(crate) use directory::{CACHE, Directory};
 
@@ -24,8 +25,10 @@ use std::time::{Duration, SystemTime};
 
 use clap::Args;
 use postkeep_master::{Layout, MasterError, Owner, Service, Settings, Site};
+use postkeep_sys::descriptor::Inherited;
 
 use self::log::ServeLog;
+use self::sessions::{Restored, Sessions};
 
 /// Options of `postkeep serve`.
 #[derive(Args, Debug)]
@@ -62,6 +65,8 @@ pub(crate) fn run(options: &Options) -> ExitCode {
 }
 
 fn serve(options: &Options) -> Result<(), String> {
+    // Before anything is opened.
+    let mut inherited = Inherited::survey();
     let directory = Directory::choose(options.directory.as_deref())?;
     prepare(&directory, options.user.as_deref())?;
     let configured = main_cf::Configured::read(&directory)?;
@@ -84,12 +89,19 @@ fn serve(options: &Options) -> Result<(), String> {
         host_name,
     };
     let leftovers = SERVICES.map(|service| settings.layout.socket(&metrics_socket(service)));
+    let sessions = Sessions::find(&directory, owner, &mut inherited)?;
     let mut site = Tables {
         directory,
         log,
         known: Vec::new(),
+        restored: sessions.restored,
     };
     let result = postkeep_master::run(&settings, &mut site);
+    if result.is_ok()
+        && let Some(keeping) = sessions.keeping
+    {
+        keeping.keep();
+    }
     if !matches!(result, Err(MasterError::Running { .. })) {
         for socket in leftovers {
             // Most likely it is there; services leave theirs for the next process to replace.
@@ -154,10 +166,16 @@ struct Tables {
     log: &'static ServeLog,
     /// The tables when the services were started last.
     known: Vec<OsString>,
+    /// Sessions from the service manager, for the connection cache that starts first.
+    restored: Option<Restored>,
 }
 
 impl Site for Tables {
     fn services(&mut self) -> Result<Vec<Service>, String> {
+        if let Some(restored) = self.restored.take() {
+            // A thread that is started here gets no signals.
+            let _ = std::thread::Builder::new().spawn(move || restored.hand_over());
+        }
         self.known = self.directory.list_tables().map_err(|error| {
             format!("cannot list {}: {error}", self.directory.tables().display())
         })?;
