@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::process::Command;
 
-const ALLOWED: [(&str, &[&str]); 14] = [
+const ALLOWED: [(&str, &[&str]); 15] = [
     ("wire", &[]),
     ("conf", &[]),
     ("sys", &[]),
@@ -11,6 +11,7 @@ const ALLOWED: [(&str, &[&str]); 14] = [
     ("cache", &["table"]),
     ("scache", &["wire"]),
     ("client", &["wire", "sys"]),
+    ("client-c", &["client"]),
     ("remote", &["table", "conf", "sys"]),
     (
         "tables",
