@@ -43,7 +43,7 @@ completion() {
 completion bash usr/share/bash-completion/completions postkeep
 completion zsh usr/share/zsh/vendor-completions _postkeep
 completion fish usr/share/fish/vendor_completions.d postkeep.fish
-install -D -m 644 packaging/postkeep.service "$root/lib/systemd/system/postkeep.service"
+install -D -m 644 -t "$root/lib/systemd/system" packaging/systemd/*
 
 # The packages of the libraries that it is linked to; the C library in the version that it was linked to, or later.
 depends=''

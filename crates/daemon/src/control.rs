@@ -43,6 +43,8 @@ pub(crate) struct Plan {
     /// The read end of the flow-control pipe.
     pub(crate) flow_pipe: Option<OwnedFd>,
     pub(crate) listeners: Vec<OwnedFd>,
+    /// How often to say that all threads are alive, if somebody asks for it.
+    pub(crate) heartbeat: Option<Duration>,
     /// Worker threads.
     pub(crate) workers: usize,
 }
@@ -175,6 +177,14 @@ pub(crate) fn serve<S: Service>(service: Arc<S>, shared: Arc<Shared>, mut plan: 
         }
     }
     watchdog::start(shared.patience, Arc::clone(&pulse), mailboxes.clone());
+    if let Some(period) = plan.heartbeat {
+        watchdog::tell(
+            period,
+            Arc::clone(&shared),
+            Arc::clone(&pulse),
+            mailboxes.clone(),
+        );
+    }
 
     Loop {
         idle: IdleTimer::new(plan.max_idle, Instant::now()),

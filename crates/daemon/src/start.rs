@@ -10,6 +10,7 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
+use std::time::Duration;
 
 use postkeep_conf::{Account, Common, Dictionary, Release, StrParameter};
 use postkeep_sys::confine::Reach;
@@ -211,6 +212,7 @@ pub fn main<P: Program>(argv0: &OsStr, arguments: &[OsString], mut program: P) -
         flow_delay: flow_control.then_some(setup.common.in_flow_delay),
         flow_pipe,
         listeners,
+        heartbeat: heartbeat(),
         workers: setup.workers,
     };
     control::serve(service, shared, plan)
@@ -223,6 +225,12 @@ fn take(inherited: &mut Inherited, number: i32) -> OwnedFd {
             error_text(&error)
         ))
     })
+}
+
+/// `POSTKEEP_HEARTBEAT`, in milliseconds: how often `postkeep serve` wants to hear that all threads are alive.
+fn heartbeat() -> Option<Duration> {
+    let milliseconds = std::env::var("POSTKEEP_HEARTBEAT").ok()?.parse().ok()?;
+    (milliseconds > 0).then(|| Duration::from_millis(milliseconds))
 }
 
 /// What follows the last slash.

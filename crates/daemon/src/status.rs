@@ -16,6 +16,8 @@ use postkeep_sys::socket;
 
 const TAKEN: u32 = 0;
 const AVAILABLE: u32 = 1;
+/// Nothing that master(8) knows: for the stand-in of `postkeep serve`, which asks for it.
+const ALIVE: u32 = 7;
 
 /// The child's end of the status channel.
 #[derive(Debug)]
@@ -45,7 +47,16 @@ impl StatusChannel {
         if self.announced.load(Ordering::Relaxed) || self.announced.swap(true, Ordering::Relaxed) {
             return true;
         }
-        let pair = messages(std::process::id(), self.generation);
+        self.send([TAKEN, AVAILABLE])
+    }
+
+    /// All threads are alive. False when master cannot be reached any more.
+    pub(crate) fn alive(&self) -> bool {
+        self.send([ALIVE])
+    }
+
+    fn send<const N: usize>(&self, statuses: [u32; N]) -> bool {
+        let pair = messages(std::process::id(), self.generation, statuses);
         // A full channel is master's problem: it can know from the messages in there that the process is well.
         let sent = match socket::send(&self.descriptor, &pair) {
             Err(error) if error.raw_os_error() == Some(NOT_A_SOCKET) => {
@@ -63,14 +74,12 @@ impl StatusChannel {
 /// `ENOTSOCK` on Linux.
 pub(crate) const NOT_A_SOCKET: i32 = 88;
 
-fn messages(pid: u32, generation: u32) -> [u8; 24] {
-    let mut pair = [0; 24];
-    for (message, status) in pair.chunks_exact_mut(12).zip([TAKEN, AVAILABLE]) {
-        message[..4].copy_from_slice(&pid.to_ne_bytes());
-        message[4..8].copy_from_slice(&generation.to_ne_bytes());
-        message[8..].copy_from_slice(&status.to_ne_bytes());
-    }
-    pair
+fn messages<const N: usize>(pid: u32, generation: u32, statuses: [u32; N]) -> Vec<u8> {
+    statuses
+        .into_iter()
+        .flat_map(|status| [pid, generation, status])
+        .flat_map(u32::to_ne_bytes)
+        .collect()
 }
 
 /// Reads `GENERATION`: octal digits.
@@ -149,7 +158,7 @@ mod tests {
     fn messages_of_a_known_process() {
         let expected: [u8; 12] = [0x3d, 0x6c, 0, 0, 0x0f, 0, 0, 0, 0, 0, 0, 0];
         if cfg!(target_endian = "little") {
-            assert_eq!(messages(27709, 0o17)[..12], expected);
+            assert_eq!(messages(27709, 0o17, [TAKEN]), expected);
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Ends the process when one of its loops is stuck in a turn.
+//! Ends the process when one of its loops is stuck in a turn; tells whoever asks that none is.
 //!
 //! # References
 //! Postfix `watchdog.c`, `daemon_timeout`.
@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::logging;
-use crate::shared::{Mailbox, Pulse};
+use crate::shared::{Mailbox, Pulse, Shared};
 
 /// Alarms without a turn that mean death.
 const ALARMS: u32 = 3;
@@ -38,15 +38,50 @@ pub(crate) fn start(daemon_timeout: Duration, control: Arc<Pulse>, workers: Vec<
     }
 }
 
+/// Starts telling the stand-in for master, if it wants to know, that all loops are alive.
+///
+/// - `period`: how often; also how long a turn may take at such a moment
+pub(crate) fn tell(
+    period: Duration,
+    shared: Arc<Shared>,
+    control: Arc<Pulse>,
+    workers: Vec<Arc<Mailbox>>,
+) {
+    let beat = move || {
+        loop {
+            std::thread::sleep(period);
+            if longest_turn(&control, &workers) < period
+                && let Some(status) = shared.status.get()
+                && !status.alive()
+            {
+                return;
+            }
+        }
+    };
+    if let Err(error) = std::thread::Builder::new()
+        .name("heartbeat".to_owned())
+        .spawn(beat)
+    {
+        logging::fatal(format_args!(
+            "cannot start a thread: {}",
+            postkeep_sys::error_text(&error)
+        ));
+    }
+}
+
+fn longest_turn(control: &Pulse, workers: &[Arc<Mailbox>]) -> Duration {
+    let now = Instant::now();
+    workers
+        .iter()
+        .map(|worker| worker.pulse.elapsed(now))
+        .chain([control.elapsed(now)])
+        .max()
+        .unwrap_or_default()
+}
+
 fn watch(limit: Duration, control: &Pulse, workers: &[Arc<Mailbox>]) -> ! {
     loop {
-        let now = Instant::now();
-        let longest = workers
-            .iter()
-            .map(|worker| worker.pulse.elapsed(now))
-            .chain([control.elapsed(now)])
-            .max()
-            .unwrap_or_default();
+        let longest = longest_turn(control, workers);
         if longest >= limit {
             // Logging itself may be what is stuck.
             let _ = std::thread::Builder::new().spawn(|| {

@@ -3,7 +3,7 @@
 use std::ffi::OsString;
 use std::io::{self, Read};
 use std::os::fd::AsFd;
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -12,11 +12,17 @@ use std::time::{Duration, Instant};
 use log::{debug, info, warn};
 use postkeep_sys::spawn::spawn;
 
+use crate::listener::{Address, Listener};
+
 /// Length of a status message: process ID, generation and status, each four bytes in native order.
 const STATUS_LENGTH: usize = 12;
 
 /// Status of a process that has finished a request (`MASTER_STAT_AVAIL`).
 const AVAILABLE: i32 = 1;
+
+/// How often a service is to say that it is alive, in milliseconds, by a status message of a kind that master(8) does not
+/// know and never asks for.
+const HEARTBEAT: &str = "POSTKEEP_HEARTBEAT";
 
 /// A process that lived this long was not broken from the start.
 const SETTLED: Duration = Duration::from_secs(10);
@@ -33,6 +39,20 @@ pub struct Service {
     pub program: String,
     /// Arguments after those that master(8) gives.
     pub arguments: Vec<OsString>,
+    /// Where it listens; nowhere else than at `private/NAME` when there is none. Sockets that were passed for it take the
+    /// place of them all.
+    pub addresses: Vec<Address>,
+}
+
+impl Service {
+    /// Where its sockets are to be.
+    pub(crate) fn places(&self) -> Vec<Address> {
+        if self.addresses.is_empty() {
+            vec![Address::Unix(PathBuf::from("private").join(&self.name))]
+        } else {
+            self.addresses.clone()
+        }
+    }
 }
 
 /// What a process needs that is the same for all services.
@@ -45,6 +65,8 @@ pub(crate) struct Surroundings {
     pub(crate) change_user: bool,
     /// Number of `-v` options.
     pub(crate) verbosity: u8,
+    /// How often processes say that they are alive, if they are to.
+    pub(crate) heartbeat: Option<Duration>,
     /// The flow-control pipe, read end and write end. Nothing is ever written to it.
     pub(crate) flow: (std::os::fd::OwnedFd, std::os::fd::OwnedFd),
 }
@@ -54,6 +76,8 @@ pub(crate) struct Surroundings {
 struct Process {
     child: Child,
     started: Instant,
+    /// When it said last that it is alive.
+    alive: Instant,
     /// It has finished a request.
     served: bool,
 }
@@ -62,7 +86,7 @@ struct Process {
 #[derive(Debug)]
 pub(crate) struct Slot {
     pub(crate) service: Service,
-    pub(crate) listener: UnixListener,
+    pub(crate) listeners: Vec<Listener>,
     generation: u32,
     /// Our end and the end that every process of this generation gets.
     status: (UnixStream, UnixStream),
@@ -73,17 +97,19 @@ pub(crate) struct Slot {
     failures: u32,
     /// A failed service is started again at this time.
     restart: Option<Instant>,
+    /// Nobody wants it any more.
+    dismissed: bool,
 }
 
 impl Slot {
     pub(crate) fn new(
         service: Service,
-        listener: UnixListener,
+        listeners: Vec<Listener>,
         generation: u32,
     ) -> io::Result<Self> {
         Ok(Self {
             service,
-            listener,
+            listeners,
             generation,
             status: status_channel()?,
             unparsed: Vec::new(),
@@ -91,7 +117,49 @@ impl Slot {
             retired: Vec::new(),
             failures: 0,
             restart: None,
+            dismissed: false,
         })
+    }
+
+    /// Stops listening, and lets the processes finish.
+    pub(crate) fn dismiss(&mut self) -> io::Result<()> {
+        self.close();
+        self.dismissed = true;
+        self.replace(self.service.clone(), self.generation)
+    }
+
+    /// Removes the sockets.
+    pub(crate) fn close(&mut self) {
+        for listener in self.listeners.drain(..) {
+            listener.remove();
+        }
+    }
+
+    /// It was dismissed, and is gone.
+    pub(crate) fn is_over(&self) -> bool {
+        self.dismissed && self.processes() == 0
+    }
+
+    /// It was dismissed.
+    pub(crate) fn is_dismissed(&self) -> bool {
+        self.dismissed
+    }
+
+    /// Its process was started again and again in vain.
+    pub(crate) fn is_failing(&self) -> bool {
+        self.failures > 0 && self.current.is_none()
+    }
+
+    /// It has a process.
+    pub(crate) fn is_running(&self) -> bool {
+        self.current.is_some()
+    }
+
+    /// Its process has not said for so long that it is alive.
+    pub(crate) fn is_stuck(&self, limit: Duration, now: Instant) -> bool {
+        self.current
+            .as_ref()
+            .is_some_and(|process| now.saturating_duration_since(process.alive) > limit)
     }
 
     /// Our end of the status channel, to be watched.
@@ -101,7 +169,7 @@ impl Slot {
 
     /// A client at the listening socket would wait for ever unless a process is started.
     pub(crate) fn wants_clients(&self) -> bool {
-        self.current.is_none() && self.restart.is_none()
+        self.current.is_none() && self.restart.is_none() && !self.dismissed
     }
 
     /// When to look at the service again without an event.
@@ -133,7 +201,7 @@ impl Slot {
 
     /// Starts a process, unless there is one.
     pub(crate) fn start(&mut self, surroundings: &Surroundings, now: Instant) {
-        if self.current.is_some() {
+        if self.current.is_some() || self.dismissed {
             return;
         }
         let mut command = Command::new(&surroundings.executable);
@@ -141,7 +209,11 @@ impl Slot {
         if self.service.program != self.service.name {
             command.args(["-n", &self.service.name]);
         }
+        // Where a socket is of another kind, the service finds out by itself.
         command.args(["-t", "unix", "-d"]);
+        if self.listeners.len() != 1 {
+            command.args(["-s", &self.listeners.len().to_string()]);
+        }
         command.args((0..surroundings.verbosity).map(|_| "-v"));
         if surroundings.change_user {
             command.arg("-u");
@@ -156,24 +228,30 @@ impl Slot {
                     .map(|(name, value)| (name, value)),
             )
             .env("GENERATION", format!("{:o}", self.generation))
+            .envs(
+                surroundings
+                    .heartbeat
+                    .map(|period| (HEARTBEAT, period.as_millis().to_string())),
+            )
             .current_dir(&surroundings.queue_directory)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::inherit())
             // A key typed at the terminal stops the stand-in, which stops the services in good order.
             .process_group(0);
-        let placed = [
+        let mut placed = vec![
             (surroundings.flow.0.as_fd(), 3),
             (surroundings.flow.1.as_fd(), 4),
             (self.status.1.as_fd(), 5),
-            (self.listener.as_fd(), 6),
         ];
+        placed.extend(self.listeners.iter().map(AsFd::as_fd).zip(6..));
         match spawn(command, &placed) {
             Ok(child) => {
                 debug!("service {}: started pid {}", self.service.name, child.id());
                 self.current = Some(Process {
                     child,
                     started: now,
+                    alive: now,
                     served: false,
                 });
             }
@@ -188,7 +266,7 @@ impl Slot {
     }
 
     /// Reads the status messages that wait.
-    pub(crate) fn read_status(&mut self) {
+    pub(crate) fn read_status(&mut self, now: Instant) {
         let mut buffer = [0; 40 * STATUS_LENGTH];
         // One batch: whatever is left raises the next event.
         if let Ok(count) = (&self.status.0).read(&mut buffer) {
@@ -197,11 +275,11 @@ impl Slot {
         let whole = self.unparsed.len() / STATUS_LENGTH * STATUS_LENGTH;
         let messages: Vec<u8> = self.unparsed.drain(..whole).collect();
         for message in messages.chunks_exact(STATUS_LENGTH) {
-            self.take_status(message);
+            self.take_status(message, now);
         }
     }
 
-    fn take_status(&mut self, message: &[u8]) {
+    fn take_status(&mut self, message: &[u8], now: Instant) {
         let word = |at: usize| {
             let mut bytes = [0; 4];
             bytes.copy_from_slice(&message[at..at + 4]);
@@ -214,10 +292,12 @@ impl Slot {
         if i64::from(process.child.id()) != i64::from(pid) {
             return;
         }
-        if generation != self.generation {
+        if generation == self.generation {
+            // Whatever it says, it is alive.
+            process.alive = now;
+            process.served |= status == AVAILABLE;
+        } else {
             info!("ignoring status update from child pid {pid} generation {generation}");
-        } else if status == AVAILABLE {
-            process.served = true;
         }
     }
 

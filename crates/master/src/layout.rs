@@ -104,9 +104,8 @@ impl Layout {
     }
 
     /// Makes the listening socket of a service, over a left-over one of a stand-in that died.
-    pub(crate) fn listen(&self, service: &str) -> Result<UnixListener, MasterError> {
-        let path = self.socket(service);
-        self.bind(&path, |path| {
+    pub(crate) fn listen_at(&self, path: &Path) -> Result<UnixListener, MasterError> {
+        self.bind(path, |path| {
             let listener = UnixListener::bind(path)?;
             listener.set_nonblocking(true)?;
             Ok(listener)
@@ -201,10 +200,10 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let layout = layout(directory.path());
         layout.create_directories().unwrap();
-        drop(layout.listen("scache").unwrap());
         let path = layout.socket("scache");
+        drop(layout.listen_at(&path).unwrap());
         assert!(path.exists());
-        layout.listen("scache").unwrap();
+        layout.listen_at(&path).unwrap();
         assert_eq!(
             fs::metadata(&path).unwrap().permissions().mode() & 0o777,
             0o666
@@ -218,7 +217,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let layout = layout(&directory.path().join("x".repeat(100)));
         assert!(matches!(
-            layout.listen("scache"),
+            layout.listen_at(&layout.socket("scache")),
             Err(MasterError::SocketName { .. })
         ));
     }

@@ -6,26 +6,38 @@
 //! log records of its services, starts a service again when it is gone and asked for, and stops them when it
 //! is told to.
 //!
+//! Sockets of the network, and those that its own parent has passed to it, are handed on in the same way; a service gets
+//! all of its sockets in one process. As process 1 of a container it takes note of the ends of processes that are not
+//! its own.
+//!
 //! What it leaves out: wake-up timers, more than one process for a service (a service here serves all its
-//! clients on all cores), network sockets, and everything that belongs to the mail queue.
+//! clients on all cores), and everything that belongs to the mail queue.
 //!
 //! - [`Layout`]: which directories and sockets there are
 //! - [`Service`]: how one service is started
+//! - [`Address`], [`Passed`]: where a service listens
 //! - [`Site`]: what the embedding program adds
+//! - [`Health`]: how the services are
 //! - [`run`]: the whole life of the stand-in
 #![forbid(unsafe_code)]
 
 mod child;
+mod health;
 mod layout;
+mod listener;
+mod orphans;
 mod records;
 mod signals;
 mod supervisor;
 
 pub use child::Service;
+pub use health::Health;
 pub use layout::{Layout, Owner};
+pub use listener::{Address, Passed};
 pub use supervisor::{Settings, Site, run};
 
 use std::io;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 
 /// Why the stand-in could not start or go on.
@@ -55,6 +67,22 @@ pub enum MasterError {
         path: PathBuf,
         /// Greatest length in bytes.
         limit: usize,
+    },
+    /// A socket that was passed for a service is not what it should be.
+    #[error("the socket that was passed for {name} cannot be used: {source}")]
+    Passed {
+        /// The service.
+        name: String,
+        /// What is wrong with it.
+        source: io::Error,
+    },
+    /// Nobody can listen there.
+    #[error("cannot listen at {address}: {source}")]
+    Address {
+        /// Where.
+        address: SocketAddr,
+        /// What the system says.
+        source: io::Error,
     },
     /// A system call that nothing works without failed.
     #[error("{action}: {source}")]

@@ -15,12 +15,18 @@ use rustix::pipe::{PipeFlags, pipe_with};
 
 use crate::MasterError;
 use crate::child::{Service, Slot, Surroundings};
+use crate::health::Health;
 use crate::layout::Layout;
+use crate::listener::{Listener, Passed};
+use crate::orphans;
 use crate::records::Records;
 use crate::signals::{Request, Signals};
 
 /// How often the loop turns without an event.
 const TICK: Duration = Duration::from_secs(1);
+
+/// How many times a service says that it is alive in the time after which it is taken for stuck.
+const BEATS: u32 = 3;
 
 /// How long services may take to end by themselves after their status channel is closed.
 const GRACE: Duration = Duration::from_secs(5);
@@ -42,12 +48,14 @@ pub struct Settings {
     pub verbosity: u8,
     /// The host name in log records before a service has read its configuration.
     pub host_name: String,
+    /// Services are to say at least so often that they are alive; what [`Health::stuck`] goes by.
+    pub heartbeat: Option<Duration>,
 }
 
 /// What the embedding program adds to the stand-in.
 pub trait Site {
-    /// The services to run; asked at the start and at every reload. A service that a later list does not name
-    /// stays as it is.
+    /// The services to run; asked at the start and at every reload. A service that a later list does not name is
+    /// stopped.
     ///
     /// # Errors
     /// A reason, as a sentence fragment. At the start it ends the stand-in; at a reload it is logged and the
@@ -60,9 +68,22 @@ pub trait Site {
         false
     }
 
-    /// All sockets are there and all services started for the first time.
+    /// All sockets are there and all services started, for the first time or once more.
     fn ready(&mut self, layout: &Layout) {
         let _ = layout;
+    }
+
+    /// The services are about to be replaced; [`ready`](Self::ready) follows, also when that fails.
+    fn reloading(&mut self) {}
+
+    /// The services are about to be stopped for good.
+    fn stopping(&mut self) {}
+
+    /// A turn of the loop, about once a second, and sooner when something has happened. Returns when it wants the next
+    /// one at the latest.
+    fn turn(&mut self, health: &Health, now: Instant) -> Option<Instant> {
+        let _ = (health, now);
+        None
     }
 
     /// Prints one log record of a service: one line without control characters.
@@ -73,7 +94,9 @@ pub trait Site {
 ///
 /// SIGHUP replaces all services: clients that are connected see the end of their connection after the
 /// request in progress, as at a `postfix reload`; new ones wait in the socket's queue and are not refused.
-/// At the end the sockets and the file with the process ID are removed.
+/// At the end the sockets and the file with the process ID are removed; sockets that were passed are closed.
+///
+/// - `passed`: sockets that are open already, by service
 ///
 /// The umask of the process becomes 077, and the four signals SIGCHLD, SIGHUP, SIGTERM and SIGINT are blocked
 /// in the calling thread, which should be the only one.
@@ -81,7 +104,11 @@ pub trait Site {
 /// # Errors
 /// [`MasterError`] when the directories, the lock or the sockets cannot be had, or when the loop itself
 /// fails. Failures of services are logged and answered by starting them again, later and later.
-pub fn run(settings: &Settings, site: &mut dyn Site) -> Result<(), MasterError> {
+pub fn run(
+    settings: &Settings,
+    passed: Vec<Passed>,
+    site: &mut dyn Site,
+) -> Result<(), MasterError> {
     let layout = &settings.layout;
     layout.create_directories()?;
     let _lock = layout.lock()?;
@@ -92,14 +119,20 @@ pub fn run(settings: &Settings, site: &mut dyn Site) -> Result<(), MasterError> 
     let mut supervisor = Supervisor {
         surroundings: surroundings(settings)?,
         layout,
+        heartbeat: settings.heartbeat,
         generation: 1,
         slots: Vec::new(),
+        passed,
     };
     let services = site.services().map_err(MasterError::Site)?;
     let outcome = supervisor.arrange(services).and_then(|()| {
+        for Passed { name, .. } in supervisor.passed.drain(..) {
+            warn!("a socket was passed for {name}, which is no service here: it is closed");
+        }
         site.ready(layout);
         supervisor.serve(&signals, &records, site)
     });
+    site.stopping();
     supervisor.stop(&signals, &records, site);
     let _ = fs::remove_file(layout.log_socket());
     outcome
@@ -126,6 +159,7 @@ fn surroundings(settings: &Settings) -> Result<Surroundings, MasterError> {
         environment,
         change_user: layout.owner.is_some(),
         verbosity: settings.verbosity,
+        heartbeat: settings.heartbeat.map(|period| period / BEATS),
         flow,
     })
 }
@@ -133,29 +167,89 @@ fn surroundings(settings: &Settings) -> Result<Surroundings, MasterError> {
 struct Supervisor<'a> {
     surroundings: Surroundings,
     layout: &'a Layout,
+    heartbeat: Option<Duration>,
     generation: u32,
     slots: Vec<Slot>,
+    /// Sockets that no service has yet.
+    passed: Vec<Passed>,
 }
 
 impl Supervisor<'_> {
-    /// Takes a list of services: new ones get a socket, others are replaced. Those not listed stay.
+    /// Takes a list of services: new ones get sockets, others are replaced, those not listed are stopped.
+    ///
+    /// After the start no socket that cannot be made is an error: the service stays where it is, or is left out.
     fn arrange(&mut self, services: Vec<Service>) -> Result<(), MasterError> {
         let now = Instant::now();
+        let at_start = self.slots.is_empty();
+        let status = |error| MasterError::system("create a status channel", error);
+        for slot in &mut self.slots {
+            let listed = services
+                .iter()
+                .any(|service| service.name == slot.service.name);
+            if !listed && !slot.is_dismissed() {
+                info!("service {} is stopped", slot.service.name);
+                slot.dismiss().map_err(status)?;
+            }
+        }
         for service in services {
-            let name = service.name.clone();
-            if let Some(slot) = self.slots.iter_mut().find(|slot| slot.service.name == name) {
-                slot.replace(service, self.generation)
-                    .map_err(|error| MasterError::system("create a status channel", error))?;
+            let (name, places) = (service.name.clone(), service.places());
+            let slot = self
+                .slots
+                .iter_mut()
+                .find(|slot| slot.service.name == name && !slot.is_dismissed());
+            if let Some(slot) = slot {
+                if let Err(error) = Listener::arrange(self.layout, &places, &mut slot.listeners) {
+                    warn!("service {name} stays where it is: {error}");
+                }
+                slot.replace(service, self.generation).map_err(status)?;
                 slot.start(&self.surroundings, now);
             } else {
-                let listener = self.layout.listen(&name)?;
-                let mut slot = Slot::new(service, listener, self.generation)
-                    .map_err(|error| MasterError::system("create a status channel", error))?;
+                let mut listeners = self.take_passed(&name)?;
+                match Listener::arrange(self.layout, &places, &mut listeners) {
+                    Err(error) if !at_start => {
+                        warn!("service {name} is left out: {error}");
+                        continue;
+                    }
+                    arranged => arranged?,
+                }
+                let mut slot = Slot::new(service, listeners, self.generation).map_err(status)?;
                 slot.start(&self.surroundings, now);
                 self.slots.push(slot);
             }
         }
         Ok(())
+    }
+
+    /// The sockets that were passed for a service.
+    fn take_passed(&mut self, name: &str) -> Result<Vec<Listener>, MasterError> {
+        let (taken, left) = std::mem::take(&mut self.passed)
+            .into_iter()
+            .partition(|passed| passed.name == name);
+        self.passed = left;
+        taken
+            .into_iter()
+            .map(|Passed { name, socket }| {
+                Listener::passed(socket).map_err(|source| MasterError::Passed { name, source })
+            })
+            .collect()
+    }
+
+    fn health(&self, now: Instant) -> Health {
+        let of = |which: &dyn Fn(&Slot) -> bool| {
+            self.slots
+                .iter()
+                .filter(|slot| !slot.is_dismissed() && which(slot))
+                .map(|slot| slot.service.name.clone())
+                .collect()
+        };
+        Health {
+            running: of(&Slot::is_running),
+            failing: of(&Slot::is_failing),
+            stuck: of(&|slot| {
+                self.heartbeat
+                    .is_some_and(|limit| slot.is_stuck(limit, now))
+            }),
+        }
     }
 
     fn serve(
@@ -164,8 +258,12 @@ impl Supervisor<'_> {
         records: &Records,
         site: &mut dyn Site,
     ) -> Result<(), MasterError> {
+        let mut next = None;
         loop {
-            self.wait(signals, records, TICK)?;
+            let longest = next.map_or(TICK, |next: Instant| {
+                next.saturating_duration_since(Instant::now()).min(TICK)
+            });
+            self.wait(signals, records, longest)?;
             records.drain(|line| site.record(line));
             let mut reload = site.stale();
             while let Some(request) = signals.next() {
@@ -180,6 +278,10 @@ impl Supervisor<'_> {
                 slot.reap(now);
                 slot.restart_if_due(&self.surroundings, now);
             }
+            self.slots.retain(|slot| !slot.is_over());
+            let ours: Vec<u32> = self.slots.iter().flat_map(Slot::pids).collect();
+            orphans::reap(&ours);
+            next = site.turn(&self.health(now), now);
             if reload {
                 self.reload(site)?;
             }
@@ -187,6 +289,13 @@ impl Supervisor<'_> {
     }
 
     fn reload(&mut self, site: &mut dyn Site) -> Result<(), MasterError> {
+        site.reloading();
+        let outcome = self.replace_all(site);
+        site.ready(self.layout);
+        outcome
+    }
+
+    fn replace_all(&mut self, site: &mut dyn Site) -> Result<(), MasterError> {
         match site.services() {
             Ok(services) => {
                 info!(
@@ -223,12 +332,15 @@ impl Supervisor<'_> {
         ];
         for slot in &self.slots {
             watched.push(PollFd::new(slot.status(), PollFlags::IN));
-            let interest = if slot.wants_clients() {
-                PollFlags::IN
-            } else {
-                PollFlags::empty()
-            };
-            watched.push(PollFd::new(&slot.listener, interest));
+        }
+        let mut asked = Vec::new();
+        for (index, slot) in self.slots.iter().enumerate() {
+            if slot.wants_clients() {
+                for listener in &slot.listeners {
+                    asked.push(index);
+                    watched.push(PollFd::new(listener, PollFlags::IN));
+                }
+            }
         }
         let timeout = Timespec {
             tv_sec: i64::try_from(limit.as_secs()).unwrap_or(i64::MAX),
@@ -243,11 +355,14 @@ impl Supervisor<'_> {
             .map(|entry| entry.revents().contains(PollFlags::IN))
             .collect();
         let now = Instant::now();
-        for (slot, ready) in self.slots.iter_mut().zip(ready.chunks_exact(2)) {
-            if ready[0] {
-                slot.read_status();
+        for (slot, ready) in self.slots.iter_mut().zip(&ready) {
+            if *ready {
+                slot.read_status(now);
             }
-            if ready[1] && slot.wants_clients() {
+        }
+        for (index, ready) in asked.into_iter().zip(&ready[self.slots.len()..]) {
+            let slot = &mut self.slots[index];
+            if *ready && slot.wants_clients() {
                 slot.start(&self.surroundings, now);
             }
         }
@@ -259,7 +374,7 @@ impl Supervisor<'_> {
         info!("terminating");
         let mut closing = Vec::new();
         for mut slot in self.slots.drain(..) {
-            let _ = fs::remove_file(self.layout.socket(&slot.service.name));
+            slot.close();
             let service = slot.service.clone();
             if let Err(error) = slot.replace(service, self.generation) {
                 warn!("create a status channel: {error}");
@@ -326,6 +441,7 @@ mod tests {
                 name: "scache".into(),
                 program: "scache".into(),
                 arguments: vec![format!("call{}", self.asked).into()],
+                addresses: Vec::new(),
             }])
         }
 
@@ -373,6 +489,7 @@ mod tests {
                 },
                 verbosity: 1,
                 host_name: "host".into(),
+                heartbeat: None,
             };
             let mut site = Scenario {
                 asked: 0,
@@ -381,7 +498,7 @@ mod tests {
                 turns: 0,
                 stop_after: 2,
             };
-            run(&settings, &mut site).unwrap();
+            run(&settings, Vec::new(), &mut site).unwrap();
             let mut lines: Vec<String> = fs::read_to_string(&out)
                 .unwrap()
                 .lines()

@@ -2,18 +2,22 @@
 
 use std::ffi::{OsStr, OsString};
 use std::fmt::Write;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::PathBuf;
 
-use postkeep_conf::{Account, Accounts, Group};
+use postkeep_conf::{Account, Accounts, Group, StrParameter, split_list};
 use postkeep_daemon::{SystemAccounts, configuration, evaluate_common};
-use postkeep_master::Owner;
+use postkeep_master::{Address, Owner};
 use postkeep_sys::privilege::is_root;
 
 use super::Directory;
 
 /// The parameter that is on here unless main.cf says otherwise.
 pub(crate) const LEAST_PRIVILEGE: &str = "postkeep_least_privilege";
+
+/// Where the socketmap service listens; it is not started otherwise.
+const SOCKETMAP_LISTEN: &str = "postkeep_socketmap_listen";
 
 /// What the stand-in itself needs to know.
 #[derive(Debug)]
@@ -23,6 +27,8 @@ pub(crate) struct Configured {
     mail_owner: Owner,
     /// `postkeep_least_privilege` is set, to whatever.
     pub(crate) privilege_is_set: bool,
+    /// `postkeep_socketmap_listen`
+    pub(crate) socketmap: Vec<Address>,
 }
 
 impl Configured {
@@ -39,11 +45,24 @@ impl Configured {
             configuration::load(directory.path(), "serve", &text, &file, &[], &mut ignore)
                 .map_err(|error| error.to_string())?;
         let privilege_is_set = dictionary.value(LEAST_PRIVILEGE).is_some();
+        let listen = dictionary
+            .str(
+                &StrParameter {
+                    name: SOCKETMAP_LISTEN,
+                    default: "",
+                    min: 0,
+                    max: 0,
+                },
+                &mut ignore,
+            )
+            .map_err(|error| error.to_string())?;
+        let socketmap = split_list(&listen).map(address).collect::<Result<_, _>>()?;
         let common =
             evaluate_common(&mut dictionary, &mut ignore).map_err(|error| error.to_string())?;
         Ok(Self {
             queue_directory: PathBuf::from(OsString::from_vec(common.queue_directory)),
             privilege_is_set,
+            socketmap,
             mail_owner: Owner {
                 user: common.mail_owner.uid,
                 group: common.mail_owner.gid,
@@ -55,6 +74,39 @@ impl Configured {
     pub(crate) fn owner(&self) -> Option<Owner> {
         is_root().then_some(self.mail_owner)
     }
+}
+
+/// An address to listen at; without a host only this machine can connect.
+fn address(word: &[u8]) -> Result<Address, String> {
+    let bad = || {
+        format!(
+            "bad {SOCKETMAP_LISTEN} value: {} (specify unix:PATH, inet:PORT or inet:ADDRESS:PORT)",
+            String::from_utf8_lossy(word)
+        )
+    };
+    if let Some(path) = word.strip_prefix(b"unix:") {
+        let path = PathBuf::from(OsStr::from_bytes(path));
+        return match path.file_name() {
+            Some(_) => Ok(Address::Unix(path)),
+            None => Err(bad()),
+        };
+    }
+    let place = word
+        .strip_prefix(b"inet:")
+        .and_then(|place| std::str::from_utf8(place).ok())
+        .ok_or_else(bad)?;
+    let loopback = |port: &str| {
+        let port = port.parse().ok()?;
+        Some(SocketAddr::from((Ipv4Addr::LOCALHOST, port)))
+    };
+    let place = match place.strip_prefix("localhost:") {
+        Some(port) => loopback(port),
+        None => place.parse().ok().or_else(|| loopback(place)),
+    };
+    place
+        .filter(|place| place.port() != 0)
+        .map(Address::Inet)
+        .ok_or_else(bad)
 }
 
 /// A text as a value that means just itself: `$` begins an expression otherwise.
@@ -290,6 +342,30 @@ mod tests {
         assert_eq!(choice, ["daemon", "nobody", "mail"]);
         for bad in ["root", "twin", "nosuchuser"] {
             assert_eq!(names(choose(Some(bad), None, &machine)), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn only_this_machine_is_listened_to_unless_an_address_says_otherwise() {
+        let inet = |text: &str| Ok(Address::Inet(text.parse().unwrap()));
+        assert_eq!(address(b"inet:8650"), inet("127.0.0.1:8650"));
+        assert_eq!(address(b"inet:localhost:8650"), inet("127.0.0.1:8650"));
+        assert_eq!(address(b"inet:0.0.0.0:1"), inet("0.0.0.0:1"));
+        assert_eq!(address(b"inet:[::1]:1"), inet("[::1]:1"));
+        assert_eq!(
+            address(b"unix:private/x"),
+            Ok(Address::Unix("private/x".into()))
+        );
+        for bad in [
+            "8650",
+            "inet:",
+            "inet:0",
+            "inet:host:1",
+            "inet::1:x",
+            "unix:",
+            "unix:..",
+        ] {
+            assert!(address(bad.as_bytes()).is_err(), "{bad}");
         }
     }
 

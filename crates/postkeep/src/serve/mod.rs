@@ -11,6 +11,7 @@
 mod directory;
 mod log;
 mod main_cf;
+mod manager;
 mod sessions;
 
 pub(crate) use directory::{CACHE, Directory};
@@ -21,13 +22,14 @@ use std::io::{self, Write};
 use std::os::unix::fs::chown;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use clap::Args;
-use postkeep_master::{Layout, MasterError, Owner, Service, Settings, Site};
+use postkeep_master::{Health, Layout, MasterError, Owner, Service, Settings, Site};
 use postkeep_sys::descriptor::Inherited;
 
 use self::log::ServeLog;
+use self::manager::Supervision;
 use self::sessions::{Restored, Sessions};
 
 /// Options of `postkeep serve`.
@@ -66,7 +68,8 @@ pub(crate) fn run(options: &Options) -> ExitCode {
 
 fn serve(options: &Options) -> Result<(), String> {
     // Before anything is opened.
-    let mut inherited = Inherited::survey();
+    let mut passed = manager::passed(&mut Inherited::survey())?;
+    let supervision = Supervision::from_environment()?;
     let directory = Directory::choose(options.directory.as_deref())?;
     prepare(&directory, options.user.as_deref())?;
     let configured = main_cf::Configured::read(&directory)?;
@@ -87,16 +90,21 @@ fn serve(options: &Options) -> Result<(), String> {
         },
         verbosity: options.verbose,
         host_name,
+        heartbeat: supervision.heartbeat(),
     };
     let leftovers = SERVICES.map(|service| settings.layout.socket(&metrics_socket(service)));
-    let sessions = Sessions::find(&directory, owner, &mut inherited)?;
+    let sessions = Sessions::find(&directory, owner, &mut passed)?;
+    let passed = manager::by_service(passed);
     let mut site = Tables {
         directory,
         log,
         known: Vec::new(),
         restored: sessions.restored,
+        socketmap_was_passed: passed.iter().any(|passed| passed.name == SOCKETMAP),
+        supervision,
+        welcomed: false,
     };
-    let result = postkeep_master::run(&settings, &mut site);
+    let result = postkeep_master::run(&settings, passed, &mut site);
     if result.is_ok()
         && let Some(keeping) = sessions.keeping
     {
@@ -116,8 +124,9 @@ fn serve(options: &Options) -> Result<(), String> {
     })
 }
 
-/// The services, by name.
-const SERVICES: [&str; 3] = ["scache", "proxymap", "proxywrite"];
+/// The services, by name; the last one only where it is asked for.
+const SERVICES: [&str; 4] = ["scache", "proxymap", "proxywrite", SOCKETMAP];
+const SOCKETMAP: &str = "socketmap";
 
 /// Name of the socket at which a service hands out metrics, beside the one at which it serves.
 fn metrics_socket(service: &str) -> String {
@@ -168,6 +177,11 @@ struct Tables {
     known: Vec<OsString>,
     /// Sessions from the service manager, for the connection cache that starts first.
     restored: Option<Restored>,
+    /// The service manager has the sockets of the socketmap service, so it is wanted.
+    socketmap_was_passed: bool,
+    supervision: Supervision,
+    /// Whoever started us has been told what there is.
+    welcomed: bool,
 }
 
 impl Site for Tables {
@@ -187,6 +201,7 @@ impl Site for Tables {
             name: name.to_owned(),
             program: program.to_owned(),
             arguments,
+            addresses: Vec::new(),
         };
         let table_arguments: Vec<OsString> = lists
             .into_iter()
@@ -197,10 +212,13 @@ impl Site for Tables {
             service("proxymap", "proxymap", table_arguments.clone()),
             service("proxywrite", "proxymap", table_arguments),
         ];
-        // If main.cf cannot be read now, the services say why.
-        let is_set =
-            main_cf::Configured::read(&self.directory).is_ok_and(|found| found.privilege_is_set);
-        if !is_set {
+        let configured = main_cf::Configured::read(&self.directory)?;
+        if self.socketmap_was_passed || !configured.socketmap.is_empty() {
+            let mut socketmap = service(SOCKETMAP, SOCKETMAP, Vec::new());
+            socketmap.addresses = configured.socketmap;
+            services.push(socketmap);
+        }
+        if !configured.privilege_is_set {
             let mut on = OsString::from(main_cf::LEAST_PRIVILEGE);
             on.push("=yes");
             for service in &mut services {
@@ -217,9 +235,25 @@ impl Site for Tables {
     }
 
     fn ready(&mut self, layout: &Layout) {
+        self.supervision.ready();
+        if std::mem::replace(&mut self.welcomed, true) {
+            return;
+        }
         // Whoever closed standard output does not want to know.
         let _ = io::stdout().write_all(self.welcome(layout).as_bytes());
         let _ = io::stdout().flush();
+    }
+
+    fn reloading(&mut self) {
+        self.supervision.reloading();
+    }
+
+    fn stopping(&mut self) {
+        self.supervision.stopping();
+    }
+
+    fn turn(&mut self, health: &Health, now: Instant) -> Option<Instant> {
+        self.supervision.turn(health, now)
     }
 
     fn record(&mut self, line: &str) {

@@ -5,7 +5,6 @@ use std::os::unix::net::UnixListener;
 
 use log::warn;
 use postkeep_master::Owner;
-use postkeep_sys::descriptor::Inherited;
 use postkeep_sys::notify::{self, Manager};
 use postkeep_sys::{effective, error_text};
 
@@ -42,25 +41,25 @@ pub(super) struct Keeping {
 impl Sessions {
     /// Takes back what the manager has.
     ///
+    /// - `passed`: all that it passed; what is not the connection cache's stays there
+    ///
     /// # Errors
     /// What is in the environment makes no sense.
     pub(super) fn find(
         directory: &Directory,
         owner: Option<Owner>,
-        inherited: &mut Inherited,
+        passed: &mut Vec<notify::Passed>,
     ) -> Result<Self, String> {
         let manager = Manager::from_environment()
             .map_err(|error| format!("bad {}: {}", notify::NOTIFY_SOCKET, error_text(&error)))?;
         let Some(manager) = manager else {
             return Ok(Self::default());
         };
-        let mut passed = notify::passed(inherited)
-            .map_err(|error| format!("descriptors from the service manager: {error}"))?;
         let owner = owner.map_or_else(effective::identity, |owner| (owner.user, owner.group));
         let Some(place) = Place::new(&directory.data(), SERVICE) else {
             return Ok(Self::default());
         };
-        let restored = Stored::pick(&mut passed, &manager).and_then(|stored| {
+        let restored = Stored::pick(passed, &manager).and_then(|stored| {
             let listener = place
                 .visit(owner, Place::listen)
                 .and_then(|listened| listened);
