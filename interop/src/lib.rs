@@ -3,7 +3,9 @@
 #![forbid(unsafe_code)]
 
 pub mod conversation;
+pub mod disk;
 pub mod lookups;
 pub mod mail;
+pub mod owners;
 pub mod postmap;
 pub mod servers;

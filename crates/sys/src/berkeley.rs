@@ -8,7 +8,13 @@
 //! A database is opened alone in a private environment whose home is the root directory: no `DB_CONFIG` of the
 //! working directory or of the table's directory is read. Nothing here locks files; the callers do. The library
 //! keeps some state per process, so calls of all threads go one after the other.
+//!
+//! The library changes a file page by page, in an order of its own, and a file of which it wrote a part is damaged. So a
+//! database can be opened *apart* ([`Library::open_apart`]): what it would write is kept in memory, and is for the
+//! caller to bring to the file.
 #![allow(unsafe_code, reason = "Berkeley DB is a C library")]
+
+mod apart;
 
 use std::cell::Cell;
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
@@ -20,6 +26,8 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 use std::ptr::{self, NonNull};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+
+pub use apart::Changes;
 
 /// The file that is loaded.
 const LIBRARY: &CStr = c"libdb-5.3.so";
@@ -202,6 +210,11 @@ type CreateEnvironment = unsafe extern "C" fn(*mut *mut DbEnv, u32) -> c_int;
 type CreateDatabase = unsafe extern "C" fn(*mut *mut Db, *mut DbEnv, u32) -> c_int;
 type Version = unsafe extern "C" fn(*mut c_int, *mut c_int, *mut c_int) -> *const c_char;
 type ReplaceFsync = unsafe extern "C" fn(unsafe extern "C" fn(c_int) -> c_int) -> c_int;
+type ReplacePread =
+    unsafe extern "C" fn(unsafe extern "C" fn(c_int, *mut c_void, usize, i64) -> isize) -> c_int;
+type ReplacePwrite =
+    unsafe extern "C" fn(unsafe extern "C" fn(c_int, *const c_void, usize, i64) -> isize) -> c_int;
+type ReplaceTruncate = unsafe extern "C" fn(unsafe extern "C" fn(c_int, i64) -> c_int) -> c_int;
 
 /// The library, in memory for good.
 #[derive(Debug)]
@@ -219,7 +232,7 @@ thread_local! {
 
 /// What the library calls for fsync(2).
 unsafe extern "C" fn fsync(descriptor: c_int) -> c_int {
-    if DURABLE.try_with(Cell::get).unwrap_or(true) {
+    if DURABLE.try_with(Cell::get).unwrap_or(true) && !apart::is_on() {
         // SAFETY: any number may be given to fsync.
         unsafe { libc::fsync(descriptor) }
     } else {
@@ -286,6 +299,9 @@ impl Library {
         let (create_environment, create_database) =
             (symbol(c"db_env_create")?, symbol(c"db_create")?);
         let replace_fsync = symbol(c"db_env_set_func_fsync")?;
+        let replace_pread = symbol(c"db_env_set_func_pread")?;
+        let replace_pwrite = symbol(c"db_env_set_func_pwrite")?;
+        let replace_truncate = symbol(c"db_env_set_func_ftruncate")?;
         // SAFETY: these are the types of the functions in the header of version 5.3.
         let (library, replace_fsync) = unsafe {
             (
@@ -306,6 +322,17 @@ impl Library {
         // does unless a thread of ours has said otherwise.
         if unsafe { replace_fsync(fsync) } != 0 {
             return Err(unknown(c"db_env_set_func_fsync"));
+        }
+        // SAFETY: as above: these have the types that are wanted, live as long as the program, and do what the
+        // functions of the system do unless a thread of ours has said otherwise.
+        let replaced = unsafe {
+            let pread: ReplacePread = std::mem::transmute(replace_pread);
+            let pwrite: ReplacePwrite = std::mem::transmute(replace_pwrite);
+            let truncate: ReplaceTruncate = std::mem::transmute(replace_truncate);
+            pread(apart::pread) | pwrite(apart::pwrite) | truncate(apart::ftruncate)
+        };
+        if replaced != 0 {
+            return Err(unknown(c"db_env_set_func_pwrite"));
         }
         Ok(library)
     }
@@ -348,6 +375,32 @@ impl Library {
         create: bool,
         cache: u32,
     ) -> Result<Database, Error> {
+        self.open_as(path, layout, create, cache, None)
+    }
+
+    /// Opens the database in `path`, which must be there, and leaves the file as it is.
+    ///
+    /// - `path`, `cache`: as for [`Library::open`]
+    ///
+    /// # Errors
+    /// As [`Library::open`].
+    pub fn open_apart(
+        &'static self,
+        path: &Path,
+        layout: Layout,
+        cache: u32,
+    ) -> Result<Database, Error> {
+        self.open_as(path, layout, false, cache, Some(Changes::default()))
+    }
+
+    fn open_as(
+        &'static self,
+        path: &Path,
+        layout: Layout,
+        create: bool,
+        cache: u32,
+        apart: Option<Changes>,
+    ) -> Result<Database, Error> {
         let path = CString::new(path.as_os_str().as_bytes()).map_err(|_| Error(libc::ENOENT))?;
         let calls = self.calls();
         let mut environment = ptr::null_mut();
@@ -358,8 +411,9 @@ impl Library {
             library: self,
             environment,
             opened: None,
+            apart,
         };
-        let result = this.set_up(&path, layout, create, cache);
+        let result = this.apart(|this| this.set_up(&path, layout, create, cache));
         drop(calls);
         result.map(|()| this)
     }
@@ -411,6 +465,8 @@ pub struct Database {
     library: &'static Library,
     environment: NonNull<DbEnv>,
     opened: Option<NonNull<Db>>,
+    /// What would have been written, where it is not to be.
+    apart: Option<Changes>,
 }
 
 impl fmt::Debug for Database {
@@ -477,7 +533,7 @@ impl Database {
         let _calls = self.library.calls();
         // SAFETY: the handle is open and used by one thread; key and value live longer than the call, which only
         // reads them.
-        let status = unsafe {
+        let status = self.apart(|_| unsafe {
             ((*database).put)(
                 database,
                 ptr::null_mut(),
@@ -485,7 +541,7 @@ impl Database {
                 &raw mut value,
                 flags,
             )
-        };
+        });
         match status {
             DB_KEYEXIST => Ok(false),
             status => check(status).map(|()| true),
@@ -501,7 +557,8 @@ impl Database {
         let mut key = Dbt::of(key)?;
         let _calls = self.library.calls();
         // SAFETY: as in `put`.
-        let status = unsafe { ((*database).del)(database, ptr::null_mut(), &raw mut key, 0) };
+        let status = self
+            .apart(|_| unsafe { ((*database).del)(database, ptr::null_mut(), &raw mut key, 0) });
         match status {
             DB_NOTFOUND => Ok(false),
             status => check(status).map(|()| true),
@@ -539,13 +596,39 @@ impl Database {
         result
     }
 
+    /// Ends a database that was opened apart, and gives what it would have written. In one that was not, there is
+    /// nothing.
+    ///
+    /// # Errors
+    /// [`Error`] of the library; the file is as it was, in this case too.
+    pub fn changes(mut self) -> Result<Changes, Error> {
+        self.close_handles(0)?;
+        let changes = self.apart.take().unwrap_or_default();
+        if changes.is_broken() {
+            return Err(Error(libc::EIO));
+        }
+        Ok(changes)
+    }
+
     fn close_handles(&mut self, flags: u32) -> Result<(), Error> {
         let _calls = self.library.calls();
         let database = self.opened.take();
-        // SAFETY: the database is open, used by one thread, and forgotten by `take`, whether this fails or not.
-        database.map_or(Ok(()), |database| unsafe {
-            check(((*database.as_ptr()).close)(database.as_ptr(), flags))
+        self.apart(|_| {
+            // SAFETY: the database is open, used by one thread, and forgotten by `take`, whether this fails or not.
+            database.map_or(Ok(()), |database| unsafe {
+                check(((*database.as_ptr()).close)(database.as_ptr(), flags))
+            })
         })
+    }
+
+    /// Calls the library, which writes to memory in the meantime where that is wanted.
+    fn apart<R>(&mut self, call: impl FnOnce(&mut Self) -> R) -> R {
+        let Some(changes) = self.apart.take() else {
+            return call(self);
+        };
+        let (changes, result) = apart::with(changes, || call(self));
+        self.apart = Some(changes);
+        result
     }
 }
 

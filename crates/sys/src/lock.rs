@@ -184,6 +184,22 @@ impl LockedFile {
         self.write_as(Some(Kind::Exclusive))
     }
 
+    /// The right to write if it can be had at once.
+    ///
+    /// # Errors
+    /// fcntl(2) or flock(2) failed.
+    pub fn try_write(&self) -> io::Result<Option<WriteGuard<'_>>> {
+        let mut state = self.state();
+        if state.busy || state.readers > 0 {
+            return Ok(None);
+        }
+        if state.held.is_none() && !self.set(Some(Kind::Exclusive), false)? {
+            return Ok(None);
+        }
+        state.busy = true;
+        Ok(Some(WriteGuard(self)))
+    }
+
     /// Waits until no other thread uses the file; other processes may read it at the same time.
     ///
     /// # Errors
@@ -371,9 +387,22 @@ mod tests {
             drop(first);
             assert!(!theirs.set(Some(Kind::Exclusive), false).unwrap());
             drop(second);
-            let writer = theirs.write().unwrap();
-            assert!(ours.try_read().unwrap().is_none());
-            drop(writer);
+            let reader = ours.read().unwrap();
+            assert!(ours.try_write().unwrap().is_none());
+            assert!(theirs.try_write().unwrap().is_none());
+            drop(reader);
+            for waits in [true, false] {
+                let writer = if waits {
+                    Some(theirs.write().unwrap())
+                } else {
+                    theirs.try_write().unwrap()
+                };
+                assert!(writer.is_some());
+                assert!(ours.try_read().unwrap().is_none());
+                assert!(ours.try_write().unwrap().is_none());
+                assert!(theirs.try_write().unwrap().is_none());
+                drop(writer);
+            }
             assert!(ours.try_read().unwrap().is_some());
         }
     }

@@ -7,6 +7,7 @@
 mod build;
 mod generation;
 mod hash_pages;
+mod journal;
 mod pages;
 pub mod reader;
 mod tree_pages;
@@ -33,12 +34,14 @@ use postkeep_table::{
 };
 
 use crate::Caller;
+use crate::group::{Change, Entries, Group, Store};
 use crate::indexed::{
     Form, duplicate, forms, owner, prescribed_form, text, warn_when_older, with_suffix,
 };
 use crate::table_type::{Capabilities, Request};
 
 use generation::{Changing, Generation, Settling, Stamp, stamp};
+use journal::Journal;
 use reader::{Fault, Header, Reader};
 
 pub(crate) use build::build;
@@ -147,6 +150,27 @@ struct Berkeley {
     reported: Mutex<Option<Stamp>>,
     /// The file when it was last found, or left, whole.
     whole: Mutex<Option<Stamp>>,
+    journal: Mutex<Journal>,
+    group: Group<Change, Failure>,
+}
+
+/// Why a change was not made.
+enum Failure {
+    /// To be said with what was being done.
+    Reason(String),
+    Whole(LookupError),
+}
+
+impl Entries for Database {
+    type Error = Error;
+
+    fn put(&mut self, key: &[u8], value: &[u8], replace: bool) -> Result<bool, Error> {
+        Database::put(self, key, value, replace)
+    }
+
+    fn delete(&mut self, key: &[u8]) -> Result<bool, Error> {
+        Database::delete(self, key)
+    }
 }
 
 /// Checks that a file is not cut off. One that a program is making anew in place looks so for a while, but is locked
@@ -187,6 +211,14 @@ impl Berkeley {
             .metadata()
             .map_err(|error| cannot_open(&path, error_text(&error)))?;
         let file = LockedFile::with_flock(file);
+        let mut journal = Journal::of(&path);
+        if write {
+            // A change that was cut off is completed at once, so that others find the table whole. Whoever has it locked
+            // is at work, and will do that.
+            file.try_write()
+                .and_then(|guard| guard.map_or(Ok(()), |_guard| journal.recover(file.file())))
+                .map_err(|error| cannot_open(&path, error_text(&error)))?;
+        }
         {
             let _guard = request
                 .flags
@@ -223,6 +255,8 @@ impl Berkeley {
             write,
             caller: request.context.caller,
             owner: owner(metadata.uid()),
+            journal: Mutex::new(journal),
+            group: Group::default(),
             file: RwLock::new(Arc::new(file)),
             generation: ArcSwapOption::empty(),
             settling: Settling::default(),
@@ -428,50 +462,18 @@ impl Berkeley {
         })
     }
 
-    /// Changes the file, alone. The change is in the file, and on disk where that is wanted, before the lock is given
-    /// up.
-    fn change<R>(
-        &self,
-        flags: Flags,
-        doing: &str,
-        mut operation: impl FnMut(&mut Database) -> Result<R, Error>,
-    ) -> Result<R, LookupError> {
-        let failure = |reason: &dyn std::fmt::Display| {
+    /// Makes a change, with those of others where there are any. It is in the file, and on the disk where that is
+    /// wanted, when this returns.
+    fn change(&self, doing: &str, change: Change) -> Result<bool, LookupError> {
+        let error = |reason: &str| {
             LookupError::Retry(format!("error {doing} {}: {reason}", shown(&self.path)))
         };
-        let library = library().map_err(|error| failure(&error))?;
-        let path = std::path::absolute(&self.path).map_err(|error| failure(&error_text(&error)))?;
-        for _ in 0..ATTEMPTS {
-            let file = self.current();
-            let guard = file.write().map_err(|error| self.cannot_lock(&error))?;
-            let there = is_at(file.file(), &self.path);
-            if !there.map_err(|error| failure(&error_text(&error)))? {
-                drop(guard);
-                self.reopen()?;
-                continue;
-            }
-            self.check_whole(file.file())
-                .map_err(|fault| failure(&words(&fault)))?;
-            // Said before the lock is given up, whether or not all goes well.
-            let changing = Changing;
-            let mut database = library
-                .open(&path, self.layout, false, SMALL_CACHE)
-                .map_err(|error| failure(&error))?;
-            let ours = file.file().metadata().map(|metadata| identity(&metadata));
-            if database.identity().ok() != ours.ok() {
-                // Replaced in between.
-                continue;
-            }
-            let result = operation(&mut database).map_err(|error| failure(&error))?;
-            let sync = (flags | self.flags).contains(Flags::SYNC_UPDATE);
-            database.close(sync).map_err(|error| {
-                LookupError::Retry(format!("{}: flush dictionary: {error}", shown(&self.path)))
-            })?;
-            drop(changing);
-            *self.whole.lock().unwrap_or_else(PoisonError::into_inner) = stamp(file.file()).ok();
-            return Ok(result);
+        match self.group.commit(change.bytes(), change, self) {
+            Some(Ok(made)) => Ok(made),
+            Some(Err(Failure::Whole(failure))) => Err(failure),
+            Some(Err(Failure::Reason(reason))) => Err(error(&reason)),
+            None => Err(error("the thread that was to write it has ended")),
         }
-        Err(failure(&error_text(&Errno::EAGAIN.into())))
     }
 
     /// The library trusts what it reads, so a file that somebody else wrote is looked through before.
@@ -556,11 +558,12 @@ impl Table for Berkeley {
 
     fn update(&self, flags: Flags, key: &[u8], value: &[u8]) -> Result<Outcome, LookupError> {
         let tail = self.form(flags).tail();
-        let (stored_key, stored_value) = ([key, tail].concat(), [value, tail].concat());
-        let replace = flags.contains(Flags::DUP_REPLACE);
-        let new = self.change(flags, "writing", |database| {
-            database.put(&stored_key, &stored_value, replace)
-        })?;
+        let change = Change::Put {
+            key: [key, tail].concat(),
+            value: [value, tail].concat(),
+            replace: flags.contains(Flags::DUP_REPLACE),
+        };
+        let new = self.change("writing", change)?;
         if new {
             return Ok(Outcome::Done);
         }
@@ -571,14 +574,11 @@ impl Table for Berkeley {
     }
 
     fn delete(&self, flags: Flags, key: &[u8]) -> Result<Outcome, LookupError> {
-        let deleted = self.change(flags, "deleting from", |database| {
-            for &form in forms(self.flags, flags) {
-                if with_tail(key, form, |key| database.delete(key))? {
-                    return Ok(true);
-                }
-            }
-            Ok(false)
-        })?;
+        let mut keys = [None, None];
+        for (place, form) in keys.iter_mut().zip(forms(self.flags, flags)) {
+            *place = Some([key, form.tail()].concat());
+        }
+        let deleted = self.change("deleting from", Change::Delete(keys))?;
         Ok(if deleted {
             Outcome::Done
         } else {
@@ -632,6 +632,77 @@ impl Table for Berkeley {
 
     fn owner(&self) -> Owner {
         self.owner
+    }
+}
+
+/// What is done with a file that is locked, and is the one of this name.
+impl Berkeley {
+    /// Makes changes in a file that is locked. `None` when it was replaced in between.
+    fn make<'c>(
+        &self,
+        library: &'static Library,
+        path: &Path,
+        file: &File,
+        changes: &dyn Fn() -> Vec<&'c Change>,
+    ) -> Result<Option<Vec<bool>>, Failure> {
+        let failure = |error: io::Error| Failure::Reason(error_text(&error));
+        let mut journal = self.journal.lock().unwrap_or_else(PoisonError::into_inner);
+        // Said before the lock is given up, whether or not all goes well.
+        let _changing = Changing;
+        journal.recover(file).map_err(failure)?;
+        self.check_whole(file)
+            .map_err(|fault| Failure::Reason(words(&fault)))?;
+        let library_failure = |error: Error| Failure::Reason(error.to_string());
+        let mut database = library
+            .open_apart(path, self.layout, SMALL_CACHE)
+            .map_err(library_failure)?;
+        let ours = file.metadata().map(|metadata| identity(&metadata));
+        if database.identity().ok() != ours.ok() {
+            return Ok(None);
+        }
+        let results: Vec<bool> = changes()
+            .into_iter()
+            .map(|change| change.make(&mut database))
+            .collect::<Result<_, _>>()
+            .map_err(library_failure)?;
+        let pages = database.changes().map_err(library_failure)?;
+        let durable = self.caller == Caller::Daemon || self.flags.contains(Flags::SYNC_UPDATE);
+        journal.commit(file, pages, durable).map_err(|error| {
+            Failure::Whole(LookupError::Retry(format!(
+                "{}: flush dictionary: {}",
+                shown(&self.path),
+                error_text(&error)
+            )))
+        })?;
+        *self.whole.lock().unwrap_or_else(PoisonError::into_inner) = stamp(file).ok();
+        Ok(Some(results))
+    }
+}
+
+impl Store for Berkeley {
+    type Change = Change;
+    type Error = Failure;
+
+    fn apply<'c>(&self, changes: &dyn Fn() -> Vec<&'c Change>) -> Result<Vec<bool>, Failure> {
+        let library = library().map_err(|error| Failure::Reason(error.to_string()))?;
+        let path =
+            std::path::absolute(&self.path).map_err(|error| Failure::Reason(error_text(&error)))?;
+        for _ in 0..ATTEMPTS {
+            let file = self.current();
+            let guard = file
+                .write()
+                .map_err(|error| Failure::Whole(self.cannot_lock(&error)))?;
+            let there = is_at(file.file(), &self.path);
+            if !there.map_err(|error| Failure::Reason(error_text(&error)))? {
+                drop(guard);
+                self.reopen().map_err(Failure::Whole)?;
+                continue;
+            }
+            if let Some(results) = self.make(library, &path, file.file(), changes)? {
+                return Ok(results);
+            }
+        }
+        Err(Failure::Reason(error_text(&Errno::EAGAIN.into())))
     }
 }
 

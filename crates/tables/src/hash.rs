@@ -18,10 +18,16 @@
 //! old table or the new one, and a maker that dies leaves the old one. A table keeps its mode and owner. Where the
 //! directory does not allow that the file is overwritten in place, as the reference always does.
 //!
+//! What is stored and deleted is first written to `FILE.db.journal`, and answered when it is on the disk and in the
+//! table: the table survives a process that is killed and a power failure in the middle of it. Changes that come while another one is under
+//! way share the next, 128 at most, as with `lmdb:`. The journal stays beside the table and must not be removed while the table
+//! is in use: a change that was cut off is completed from it by the next program of ours that opens the table for changes.
+//! Until then the table may be damaged for others. Where no file can be made in the directory there is no journal, with a warning.
+//!
 //! Differences from the reference: a damaged file fails lookups for the time being, with one line in the log, and not
 //! the process; a file whose pages do not fit together is not written to. A symbolic link `FILE.db` is replaced, not
-//! followed, by one who creates the table. Both forms of a key are tried each time. Each change is in the file before
-//! the lock is given up; a table that was replaced is opened again before it is changed. `DB_CONFIG` files are not
+//! followed, by one who creates the table. Both forms of a key are tried each time. Each change is on the disk before
+//! the lock is given up, of commands in the file; a table that was replaced is opened again before it is changed. `DB_CONFIG` files are not
 //! read. A walk goes on when its entry was deleted.
 
 use std::sync::Arc;

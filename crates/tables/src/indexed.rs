@@ -2,7 +2,7 @@
 
 use std::ffi::OsStr;
 use std::fmt::Display;
-use std::fs::Metadata;
+use std::fs::{File, Metadata};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
@@ -71,6 +71,16 @@ pub(crate) fn duplicate(name: impl Display, flags: Flags, key: &[u8]) -> Option<
         return None;
     }
     Some(text)
+}
+
+/// Brings the name of a new file to the disk, where the file system can do that.
+pub(crate) fn sync_directory(path: &Path) {
+    let directory = match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    };
+    // The file is whole in any case; that its name outlives a power failure is a wish that not all file systems grant.
+    let _ = File::open(directory).and_then(|directory| directory.sync_all());
 }
 
 /// The file of a table: its name with the type's suffix.

@@ -13,6 +13,7 @@ mod compact;
 mod context;
 mod file_values;
 mod fold;
+mod group;
 mod indexed;
 mod layer;
 mod members;

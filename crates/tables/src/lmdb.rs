@@ -21,9 +21,6 @@
 //! error and not the end of the process, and is opened again; both forms of a key are tried each time; a walk goes
 //! on when its entry was deleted. For a daemon an empty key is not found.
 
-mod group;
-mod line;
-
 use std::collections::BTreeMap;
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::MetadataExt as _;
@@ -39,11 +36,12 @@ use postkeep_table::{
     TableName, Watch,
 };
 
-use crate::indexed::{self, Form, duplicate, forms, text, warn_when_older, with_suffix};
+use crate::group::{Change, Entries, Group, Store};
+use crate::indexed::{
+    self, Form, duplicate, forms, sync_directory, text, warn_when_older, with_suffix,
+};
 use crate::table_type::{Capabilities, Request, TableType};
 use crate::{BuildError, BuildMode, Builder, Caller};
-
-use group::{Group, Store};
 
 pub(crate) static TABLE_TYPE: TableType = TableType {
     name: "lmdb",
@@ -73,43 +71,15 @@ struct Lmdb {
     group: Group<Change, Error>,
 }
 
-/// What somebody wants to change.
-enum Change {
-    Put {
-        key: Vec<u8>,
-        value: Vec<u8>,
-        replace: bool,
-    },
-    /// Deletes the first of these that is there.
-    Delete([Option<Vec<u8>>; 2]),
-}
+impl Entries for Writer<'_> {
+    type Error = Error;
 
-impl Change {
-    /// What it takes in the file, about (bytes).
-    fn bytes(&self) -> usize {
-        match self {
-            Self::Put { key, value, .. } => key.len() + value.len(),
-            Self::Delete(_) => 0,
-        }
+    fn put(&mut self, key: &[u8], value: &[u8], replace: bool) -> Result<bool, Error> {
+        Writer::put(self, key, value, replace)
     }
 
-    /// Whether the entry is new or replaced, or was there to be deleted.
-    fn make(&self, writer: &mut Writer<'_>) -> Result<bool, Error> {
-        match self {
-            Self::Put {
-                key,
-                value,
-                replace,
-            } => writer.put(key, value, *replace),
-            Self::Delete(keys) => {
-                for key in keys.iter().flatten() {
-                    if writer.delete(key)? {
-                        return Ok(true);
-                    }
-                }
-                Ok(false)
-            }
-        }
+    fn delete(&mut self, key: &[u8]) -> Result<bool, Error> {
+        Writer::delete(self, key)
     }
 }
 
@@ -167,6 +137,10 @@ fn open_environment(
             Printable(path.as_os_str().as_bytes())
         ))
     })?;
+    if write {
+        // Whoever made the file may have died before its name was on the disk.
+        sync_directory(&path);
+    }
     Ok((path, options, environment))
 }
 

@@ -145,8 +145,7 @@ impl Map {
             return Err(Failure::Strange);
         }
         let length = file.metadata().map_err(|_| Failure::Strange)?.len();
-        // A page that is not whole is zeros behind the end of the file, which nothing else would tell.
-        if length < 2 * page_size || length % page_size != 0 {
+        if length < 2 * page_size {
             return Err(Failure::Damaged);
         }
         if length > self.guarded.len() as u64 {
@@ -163,6 +162,11 @@ impl Map {
                 });
             }
         };
+        // A page that is not whole is zeros behind the end of the file, which nothing else would tell. One that is not
+        // in use is what a writer left that was killed.
+        if length % page_size != 0 && last_page >= length / page_size {
+            return Err(Failure::Damaged);
+        }
         let end = last_page
             .saturating_add(1)
             .saturating_mul(page_size)

@@ -15,9 +15,10 @@ use postkeep_sys::process::{HeldSignals, hold_signals};
 use postkeep_table::{Flags, OpenError, Outcome, TableName};
 
 use super::generation::Changing;
+use super::journal::Journal;
 use super::reader::Reader;
 use super::{ATTEMPTS, Caller, cannot_open, is_at, library_for, open_file, shown, words};
-use crate::indexed::{Form, duplicate, prescribed_form, with_suffix};
+use crate::indexed::{Form, duplicate, prescribed_form, sync_directory, with_suffix};
 use crate::table_type::Request;
 use crate::{BuildError, BuildMode, Builder};
 
@@ -77,7 +78,10 @@ pub(crate) fn build(
 pub(super) fn create_empty(name: &TableName, path: &Path, layout: Layout) -> Result<(), OpenError> {
     let mut fresh = Fresh::create(name, path, layout, false)?;
     fresh.close().map_err(|text| cannot_open(path, text))?;
-    match fs::hard_link(&fresh.path, path) {
+    let made = open_file(&fresh.path, true)
+        .and_then(|file| file.sync_all())
+        .and_then(|()| fs::hard_link(&fresh.path, path));
+    match made {
         Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
             Err(cannot_open(path, error_text(&error)))
         }
@@ -274,6 +278,9 @@ impl Building {
         self.lock_old().map_err(BuildError::Failed)?;
         let fresh = match &self.old {
             Some(old) => {
+                Journal::of(&self.path)
+                    .recover(old.file())
+                    .map_err(|error| self.failure(error_text(&error)))?;
                 Reader::new(old.file(), self.layout)
                     .and_then(|reader| reader.check())
                     .map_err(|fault| self.failure(words(&fault)))?;
@@ -318,10 +325,7 @@ impl Building {
         }
         file.sync_all()?;
         fs::rename(&fresh.path, &self.path)?;
-        // The table is there; that the directory is on disk is a wish that not all file systems grant.
-        if let Some(directory) = fresh.path.parent() {
-            let _ = File::open(directory).and_then(|directory| directory.sync_all());
-        }
+        sync_directory(&self.path);
         Ok(())
     }
 }

@@ -12,7 +12,7 @@ use nix::fcntl::OFlag;
 use postkeep_sys::error_text;
 use postkeep_table::{Flags, OpenError, Outcome, Printable};
 
-use crate::indexed::{Form, duplicate, prescribed_form, with_suffix};
+use crate::indexed::{Form, duplicate, prescribed_form, sync_directory, with_suffix};
 use crate::{BuildError, Builder};
 
 use super::reader::{HASH_START, HEADER, hash};
@@ -291,12 +291,7 @@ impl Builder for Creating {
             ))
         })?;
         self.renamed = true;
-        // The table is whole in any case; this is for the name to outlive a power failure.
-        let directory = match self.path.parent() {
-            Some(parent) if !parent.as_os_str().is_empty() => parent,
-            _ => Path::new("."),
-        };
-        let _ = File::open(directory).and_then(|directory| directory.sync_all());
+        sync_directory(&self.path);
         Ok(())
     }
 }

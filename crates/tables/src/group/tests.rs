@@ -97,7 +97,7 @@ fn nobody_waits_for_a_leader_that_broke_down() {
 
 #[test]
 fn the_next_in_line_leads_when_the_leader_breaks_down() {
-    let mut others = [3; super::super::line::MOST];
+    let mut others = [3; line::MOST];
     others[0] = BREAKS;
     let (results, kept) = run(1, &others);
     // The last one was not in the batch that broke down.

@@ -4,13 +4,18 @@
 //! the first of them commits for all. Each thread gets the outcome of its own change, and not before the commit that
 //! holds it has returned.
 
+mod change;
+mod line;
+
 use std::cell::{Cell, OnceCell};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
-use super::line::{Line, Place};
+use line::{Line, Place};
+
+pub(crate) use change::{Change, Entries};
 
 /// Where changes go.
-pub(super) trait Store {
+pub(crate) trait Store {
     type Change: 'static;
     type Error;
 
@@ -66,7 +71,7 @@ impl<C, E> Waiter<C, E> {
 }
 
 /// The changes of one table that are under way.
-pub(super) struct Group<C, E> {
+pub(crate) struct Group<C, E> {
     line: Mutex<Line<Arc<Waiter<C, E>>>>,
 }
 
@@ -85,7 +90,7 @@ impl<C, E> Group<C, E> {
 
     /// Changes in line that no transaction has taken yet.
     #[cfg(test)]
-    pub(super) fn waiting(&self) -> usize {
+    pub(crate) fn waiting(&self) -> usize {
         self.line().len()
     }
 
@@ -97,7 +102,7 @@ impl<C, E> Group<C, E> {
     ///
     /// # Errors
     /// Of the store, about this change.
-    pub(super) fn commit(
+    pub(crate) fn commit(
         &self,
         bytes: usize,
         change: C,
