@@ -1,6 +1,7 @@
-//! Blocking clients of scache(8) and proxymap(8) over UNIX-domain sockets.
+//! Clients of scache(8) and proxymap(8) over UNIX-domain sockets.
 //!
 //! - [`scache::Client`]: saves and finds sessions, gives up for good after two tries like smtp(8)
+//! - `scache::asynchronous`: the same for programs that run on tokio, with the feature `tokio`
 //! - [`proxymap::Client`]: looks up, stores, deletes and lists entries of tables behind proxymap(8)
 //! - [`Place`]: where the socket is
 //!

@@ -7,6 +7,9 @@
 //! # References
 //! Postfix `src/global/scache_clnt.c`, `src/util/auto_clnt.c`.
 
+#[cfg(feature = "tokio")]
+pub mod asynchronous;
+
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::thread;
@@ -89,10 +92,12 @@ pub enum Error {
     Disabled,
 }
 
-/// A session from the cache. Dropping it closes the connection.
+/// A session from the cache. Dropping it closes the connection; to use it is to move the descriptor out, so it cannot be
+/// used twice.
 #[derive(Debug)]
+#[must_use = "the connection is closed when it is dropped"]
 pub struct Session {
-    /// The connection.
+    /// The connection, non-blocking or not as it was saved.
     pub descriptor: OwnedFd,
     /// The property of the destination; empty when the session was found by its endpoint.
     pub destination_property: Vec<u8>,

@@ -17,10 +17,10 @@ use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 
 /// Descriptors that may have arrived and not been asked for; a server that sends more is not one.
-const MOST_WAITING_DESCRIPTORS: usize = 64;
+pub(crate) const MOST_WAITING_DESCRIPTORS: usize = 64;
 
 /// How long to wait before another try when the server's queue of connections is full.
-const QUEUE_FULL_DELAY: Duration = Duration::from_millis(20);
+pub(crate) const QUEUE_FULL_DELAY: Duration = Duration::from_millis(20);
 
 #[derive(Debug)]
 pub(crate) struct Stream {
@@ -39,12 +39,12 @@ pub(crate) fn no_system_error() -> io::Error {
     io::Error::from_raw_os_error(0)
 }
 
-fn timed_out() -> io::Error {
+pub(crate) fn timed_out() -> io::Error {
     Errno::TIMEDOUT.into()
 }
 
 /// Sends the warnings of a scan to the log.
-struct ToLog;
+pub(crate) struct ToLog;
 
 impl Diagnostics for ToLog {
     fn warning(&mut self, text: fmt::Arguments<'_>) {
@@ -52,28 +52,34 @@ impl Diagnostics for ToLog {
     }
 }
 
+/// Connects without waiting; `WouldBlock` when the server's queue is full.
+pub(crate) fn connect_socket(path: &Path) -> io::Result<OwnedFd> {
+    let address = SocketAddrUnix::new(path)?;
+    let socket = rustix::net::socket_with(
+        AddressFamily::UNIX,
+        SocketType::STREAM,
+        SocketFlags::CLOEXEC | SocketFlags::NONBLOCK,
+        None,
+    )?;
+    rustix::net::connect(&socket, &address)?;
+    Ok(socket)
+}
+
 impl Stream {
     /// Connects, and waits so long as `limit` for a place in the server's queue.
     ///
     /// `name` is how warnings call the stream; `limit` also holds for each later wait.
     pub(crate) fn connect(path: &Path, name: String, limit: Duration) -> io::Result<Self> {
-        let address = SocketAddrUnix::new(path)?;
-        let socket = rustix::net::socket_with(
-            AddressFamily::UNIX,
-            SocketType::STREAM,
-            SocketFlags::CLOEXEC | SocketFlags::NONBLOCK,
-            None,
-        )?;
         let start = Instant::now();
-        loop {
-            match rustix::net::connect(&socket, &address) {
-                Ok(()) => break,
-                Err(Errno::INTR) => {}
-                Err(Errno::AGAIN) if start.elapsed() < limit => thread::sleep(QUEUE_FULL_DELAY),
-                Err(Errno::AGAIN) => return Err(timed_out()),
-                Err(error) => return Err(error.into()),
+        let socket = loop {
+            match connect_socket(path) {
+                Ok(socket) => break socket,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) if error.kind() != io::ErrorKind::WouldBlock => return Err(error),
+                Err(_) if start.elapsed() < limit => thread::sleep(QUEUE_FULL_DELAY),
+                Err(_) => return Err(timed_out()),
             }
-        }
+        };
         let opened = Instant::now();
         Ok(Self {
             socket,
