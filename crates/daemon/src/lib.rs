@@ -77,7 +77,7 @@ mod worker;
 
 pub use postkeep_sys::confine::Reach;
 pub use program::{Program, ReadParameters, Requirement, Setup, Transport};
-pub use service::{Attributes, Next, Service, Turn};
+pub use service::{Attributes, Next, Reloaded, Service, Turn};
 pub use shared::Control;
 pub use start::main;
 pub use statistics::Statistics;

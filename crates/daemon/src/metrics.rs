@@ -6,6 +6,7 @@
 //! # References
 //! Prometheus, "Exposition formats", text format 0.0.4.
 
+mod orders;
 mod page;
 mod process;
 mod server;

@@ -25,6 +25,17 @@ pub struct Turn<'a> {
     pub requests: u32,
 }
 
+/// What came of [`Service::reload`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Reloaded {
+    /// The table is new; the text says so.
+    Done(String),
+    /// There is no such table.
+    Unknown,
+    /// It is as before, and why.
+    Failed(String),
+}
+
 /// How a client goes on after its turn.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Next {
@@ -137,6 +148,13 @@ pub trait Service: Send + Sync + 'static {
     /// page; must not hold a lock for long.
     fn describe(&self, page: &mut Page) {
         let _ = page;
+    }
+
+    /// Opens a table anew, although its files may not have changed. Called on a thread of its own, one at a time, when the
+    /// administrator asks for it; may take long.
+    fn reload(&self, table: &[u8]) -> Reloaded {
+        let _ = table;
+        Reloaded::Unknown
     }
 
     /// The exit hook: called on the control thread before the process ends in an orderly way (idle, used up,

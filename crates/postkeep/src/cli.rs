@@ -11,7 +11,7 @@ use std::process::ExitCode;
 use clap::{ArgAction, Args, CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
 
-use crate::commands::{adopt, doctor, proxymap, release, scache, status, top};
+use crate::commands::{adopt, doctor, proxymap, release, reload, scache, status, top};
 use crate::{serve, tools};
 
 /// A connection cache and a lookup table server for Postfix, with or without Postfix.
@@ -27,7 +27,7 @@ use crate::{serve, tools};
 )]
 #[command(after_help = "\
 The daemons and tools also answer to their own names when the executable is linked to them:\n  \
-scache, proxymap, proxywrite, postmap, postalias, postconf")]
+scache, proxymap, proxywrite, socketmap, postmap, postalias, postconf")]
 pub(crate) struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -43,6 +43,8 @@ enum Command {
     Release(release::Options),
     /// Say what is wrong with the tables and services of a Postfix, and how to mend it
     Doctor(doctor::Options),
+    /// Have services, or one of their tables, begin anew
+    Reload(reload::Options),
     /// Say how the services are, on one screen and in the exit status
     Status(status::Options),
     /// Show what the services do, while they do it
@@ -115,6 +117,7 @@ pub(crate) fn run(arguments: &[OsString]) -> ExitCode {
         Command::Adopt(options) => adopt::run(&options),
         Command::Release(options) => release::run(&options),
         Command::Doctor(options) => doctor::run(&options),
+        Command::Reload(options) => reload::run(&options),
         Command::Status(options) => status::run(&options),
         Command::Top(options) => top::run(&options),
         Command::Scache(command) => scache::run(&command),

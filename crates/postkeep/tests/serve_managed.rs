@@ -412,3 +412,126 @@ fn as_process_one_it_ends_on_a_signal_and_takes_note_of_other_s_children() {
     manager.wait_for("STOPPING=1");
     assert!(serve.0.wait().unwrap().success());
 }
+
+fn reload(directory: &Path, words: &[&str]) -> (Option<i32>, String) {
+    let output = Command::new(POSTKEEP)
+        .arg("reload")
+        .args(words)
+        .arg("--directory")
+        .arg(directory)
+        .output()
+        .unwrap();
+    let text = [output.stdout, output.stderr].concat();
+    (output.status.code(), String::from_utf8(text).unwrap())
+}
+
+fn processes(serve: &Serve, name: &str) -> Vec<Pid> {
+    let is_it = |pid: &Pid| {
+        let path = format!("/proc/{}/cmdline", pid.as_raw_nonzero());
+        let words = fs::read(path).unwrap_or_default();
+        words.split(|&byte| byte == 0).next() == Some(name.as_bytes())
+    };
+    serve.children().into_iter().filter(is_it).collect()
+}
+
+#[test]
+fn one_service_or_one_table_is_reloaded() {
+    let manager = Manager::new();
+    let directory = manager.directory();
+    let serve = Serve(spawn(manager.command(LIMIT), &[]).unwrap());
+    manager.wait_for("READY=1");
+    let text = directory.join("tables/words");
+    fs::create_dir_all(directory.join("tables")).unwrap();
+    fs::write(&text, "a 1\n").unwrap();
+    let table = format!("texthash:{}", text.display());
+    configure(
+        &directory,
+        &format!(
+            "postkeep_socketmap_listen = unix:private/socketmap\npostkeep_socketmap_maps = words={table}\n"
+        ),
+    );
+    assert_eq!(reload(&directory, &[]).0, Some(0));
+    manager.wait_for("RELOADING=1");
+    manager.wait_for("READY=1");
+    let path = directory.join("queue/private/socketmap");
+    let mut client = UnixStream::connect(&path).unwrap();
+    assert_eq!(ask(&client, "words a"), "4:OK 1,");
+    // By the name of the map and by that of the table; the client stays.
+    for name in ["words", &table] {
+        let (status, said) = reload(&directory, &["socketmap", "--table", name]);
+        assert_eq!(
+            (status, said.as_str()),
+            (Some(0), "socketmap: the table is opened anew\n")
+        );
+    }
+    assert_eq!(ask(&client, "words a"), "4:OK 1,");
+    let (status, said) = reload(&directory, &["--table", "words"]);
+    assert_eq!(
+        (status, said.as_str()),
+        (Some(0), "socketmap: the table is opened anew\n")
+    );
+    assert_eq!(reload(&directory, &["--table", "hash:/no/such"]).0, Some(1));
+    assert_eq!(
+        reload(&directory, &["proxymap", "--table", "words"]).0,
+        Some(1)
+    );
+    assert_eq!(reload(&directory, &["postscreen"]).0, Some(1));
+    // A table that cannot be opened stays.
+    fs::remove_file(&text).unwrap();
+    let (status, said) = reload(&directory, &["--table", "words"]);
+    assert!(
+        status == Some(1) && said.contains("No such file or directory"),
+        "{said}"
+    );
+    assert_eq!(ask(&client, "words a"), "4:OK 1,");
+    fs::write(&text, "a 2\n").unwrap();
+    // A service: another process, and a client that comes meanwhile waits for it.
+    let (before, others) = (
+        processes(&serve, "socketmap"),
+        processes(&serve, "proxymap"),
+    );
+    assert_eq!(reload(&directory, &["socketmap"]).0, Some(0));
+    client.read_exact(&mut [0]).unwrap_err();
+    assert_eq!(
+        ask(UnixStream::connect(&path).unwrap(), "words a"),
+        "4:OK 2,"
+    );
+    assert_ne!(processes(&serve, "socketmap"), before);
+    assert_eq!(processes(&serve, "proxymap"), others);
+    // Nobody but root and the services' own user.
+    let root = fs::metadata("/proc/self").is_ok_and(|own| {
+        use std::os::unix::fs::MetadataExt;
+        own.uid() == 0
+    });
+    if root {
+        use std::os::unix::fs::PermissionsExt;
+        for place in ["", "state", "state/queue", "state/queue/private"] {
+            let place = manager.scratch.path().join(place);
+            fs::set_permissions(place, fs::Permissions::from_mode(0o755)).unwrap();
+        }
+        let refused = Command::new("setpriv")
+            .args([
+                "--reuid=65534",
+                "--regid=65534",
+                "--clear-groups",
+                POSTKEEP,
+                "reload",
+                "-d",
+            ])
+            .arg(&directory)
+            .arg("socketmap")
+            .output()
+            .unwrap();
+        let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+        assert_eq!(refused.status.code(), Some(1));
+        assert!(
+            said.contains("only root and the user of the service may order that")
+                // Where the program itself is out of the reach of others.
+                || said.contains("Permission denied"),
+            "{said}"
+        );
+    }
+    serve.signal(Signal::TERM);
+    serve.finish();
+    assert_eq!(reload(&directory, &[]).0, Some(1));
+}

@@ -310,6 +310,27 @@ impl Instance {
         }
     }
 
+    /// Opens the table anew and swaps it in, whether its files have changed or not; false when nobody has asked for it yet,
+    /// so that there is nothing to be replaced.
+    ///
+    /// # Errors
+    /// The reason why it cannot be opened; all stays as it was.
+    pub(crate) fn reload(&self, environment: &Environment) -> Result<bool, String> {
+        let mut watched = self.lock_gate();
+        if matches!(&**self.current.load(), Current::Unopened) {
+            return Ok(false);
+        }
+        let (current, files) = self
+            .attempt(environment)
+            .map_err(|error| error.to_string())?;
+        *watched = files;
+        self.current.store(Arc::new(current));
+        self.unsupported.store(0, Ordering::Relaxed);
+        self.counters.count_reload();
+        log::info!("table {} is opened anew", self.registered);
+        Ok(true)
+    }
+
     fn lock_gate(&self) -> MutexGuard<'_, Watched> {
         // After a panic in a table's code what was known about its files is as good as before.
         self.gate.lock().unwrap_or_else(PoisonError::into_inner)

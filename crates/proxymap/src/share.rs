@@ -13,7 +13,7 @@ use postkeep_table::{CacheCounts, Flags, Opener};
 use postkeep_wire::diagnostics::{Shown, Throttle};
 use postkeep_wire::proxymap::Generation;
 
-use crate::approve::Approved;
+use crate::approve::{Approved, canonical};
 use crate::counters::{Counters, Counts, Refusals, Refused};
 use crate::instance::{Current, Instance, opening_flags};
 use crate::role::Role;
@@ -181,6 +181,31 @@ impl Tables {
             .flat_map(|entry| entry.instances.load_full().to_vec())
             .filter(|instance| instance.reload_if_changed(&self.environment))
             .count()
+    }
+
+    /// Opens a table anew beside the one in use and swaps it in, in all ways in which it is open; clients notice nothing.
+    /// Returns in how many it is, `None` when there is no such table. To be called from a thread that may wait.
+    ///
+    /// - `name`: as it is approved, `proxy:` before it or not
+    ///
+    /// # Errors
+    /// The reason why it cannot be opened, or why that must not be done; what could not be opened stays as it was.
+    pub fn reload(&self, name: &[u8]) -> Option<Result<usize, String>> {
+        let entry = self.find(canonical(name))?;
+        if self.environment.role == Role::Write {
+            return Some(Err(
+                "a table that clients change is opened anew with its service only".to_owned(),
+            ));
+        }
+        let instances = entry.instances.load_full();
+        let mut count = 0;
+        for instance in instances.iter() {
+            match instance.reload(&self.environment) {
+                Ok(opened) => count += usize::from(opened),
+                Err(reason) => return Some(Err(reason)),
+            }
+        }
+        Some(Ok(count))
     }
 
     /// Names and counts of all approved tables, in no particular order.

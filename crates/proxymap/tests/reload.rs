@@ -143,3 +143,34 @@ fn many_first_requests_open_a_table_once() {
     assert_eq!(service.registry.opened.lock().unwrap().len(), 1);
     assert_eq!(service.tables.instances(), 1);
 }
+
+#[test]
+fn a_table_is_opened_anew_when_somebody_says_so() {
+    let service = service(Role::Read, &[("a:b", Plan::with(&[("k", "old")]))]);
+    assert_eq!(service.tables.reload(b"c:d"), None);
+    // Nobody has asked for it yet.
+    assert_eq!(service.tables.reload(b"a:b"), Some(Ok(0)));
+    let mut client = Client::new();
+    let ask = "request␀lookup␀table␀a:b␀flags␀0␀key␀k␀␀";
+    assert!(client.say(&service, ask).contains("old"));
+    service.registry.set("a:b", Plan::with(&[("k", "new")]));
+    assert!(client.say(&service, ask).contains("old"));
+    assert_eq!(service.tables.reload(b"proxy:a:b"), Some(Ok(1)));
+    assert!(client.say(&service, ask).contains("new"));
+    let broken = Plan {
+        broken: Some("no such luck".into()),
+        ..Plan::default()
+    };
+    service.registry.set("a:b", broken);
+    assert_eq!(
+        service.tables.reload(b"a:b"),
+        Some(Err("no such luck".to_owned()))
+    );
+    assert!(client.say(&service, ask).contains("new"));
+}
+
+#[test]
+fn a_table_that_clients_change_is_not() {
+    let service = service(Role::Write, &[("a:b", Plan::with(&[]))]);
+    assert!(service.tables.reload(b"a:b").unwrap().is_err());
+}

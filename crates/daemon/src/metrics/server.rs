@@ -1,4 +1,4 @@
-//! The thread that hands pages out, over HTTP.
+//! The thread that hands pages out, over HTTP, and takes orders.
 //!
 //! Whoever may connect may do anything to it: it keeps few connections, none for long, reads little from each, and puts
 //! together so many pages a second.
@@ -22,6 +22,7 @@ use std::time::{Duration, Instant};
 use postkeep_sys::readiness::{Events, Interest, Poller};
 use postkeep_sys::{error_text, idle, socket};
 
+use super::orders::{self, Order};
 use super::{Address, Page, Places, Process, describe};
 use crate::logging;
 use crate::service::Service;
@@ -211,6 +212,8 @@ struct Connection {
     request: Vec<u8>,
     response: Option<Vec<u8>>,
     sent: usize,
+    /// Once it has its response, the process is to go.
+    dismisses: bool,
 }
 
 struct Server<S: Service> {
@@ -317,6 +320,7 @@ impl<S: Service> Server<S> {
                 request: Vec::new(),
                 response: None,
                 sent: 0,
+                dismisses: false,
             };
             self.connections.insert(self.last, connection);
         }
@@ -344,7 +348,10 @@ impl<S: Service> Server<S> {
                 Progress::Over => return,
                 Progress::Complete => {}
             }
-            let response = self.answer(&connection.request);
+            let response = match Order::parse(&connection.request) {
+                Some(order) => self.obey(order, &mut connection),
+                None => self.answer(&connection.request),
+            };
             connection.response = Some(response);
         }
         if connection.write() {
@@ -354,7 +361,34 @@ impl<S: Service> Server<S> {
             if waits.is_ok() {
                 self.connections.insert(token, connection);
             }
+        } else if connection.dismisses {
+            log::info!("reload -- exiting");
+            self.shared.leave.store(true, Ordering::SeqCst);
+            self.shared.bell.ring();
         }
+    }
+
+    /// Does what is ordered, if whoever orders it may.
+    fn obey(&mut self, order: Order, connection: &mut Connection) -> Vec<u8> {
+        let (status, text) = match order {
+            _ if !orders::may_order(&connection.socket) => {
+                let text = "only root and the user of the service may order that";
+                ("403 Forbidden", text.to_owned())
+            }
+            Order::Leave => {
+                connection.dismisses = true;
+                let text = "it finishes what it has begun, and the next client starts it again";
+                ("200 OK", text.to_owned())
+            }
+            Order::Reload(table) => orders::reload(&self.service, table),
+        };
+        connection.until = Instant::now() + PATIENCE;
+        respond(
+            status,
+            "text/plain; charset=utf-8",
+            &format!("{text}\n"),
+            true,
+        )
     }
 
     fn answer(&mut self, request: &[u8]) -> Vec<u8> {
@@ -367,15 +401,7 @@ impl<S: Service> Server<S> {
             "200 OK" => "text/plain; version=0.0.4; charset=utf-8",
             _ => "text/plain; charset=utf-8",
         };
-        let mut response = format!(
-            "HTTP/1.1 {status}\r\nContent-Type: {kind}\r\nContent-Length: {}\r\n\
-             Cache-Control: no-store\r\nConnection: close\r\n\r\n",
-            body.len()
-        );
-        if with_body {
-            response.push_str(&body);
-        }
-        response.into_bytes()
+        respond(status, kind, &body, with_body)
     }
 
     fn page(&mut self) -> String {
@@ -393,6 +419,19 @@ impl<S: Service> Server<S> {
         self.page = Some((now, text.clone()));
         text
     }
+}
+
+/// A response as it is sent.
+fn respond(status: &str, kind: &str, body: &str, with_body: bool) -> Vec<u8> {
+    let mut response = format!(
+        "HTTP/1.1 {status}\r\nContent-Type: {kind}\r\nContent-Length: {}\r\n\
+         Cache-Control: no-store\r\nConnection: close\r\n\r\n",
+        body.len()
+    );
+    if with_body {
+        response.push_str(body);
+    }
+    response.into_bytes()
 }
 
 /// How a connection is doing.

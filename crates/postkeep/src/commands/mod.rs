@@ -4,6 +4,7 @@ pub(crate) mod adopt;
 pub(crate) mod doctor;
 pub(crate) mod proxymap;
 pub(crate) mod release;
+pub(crate) mod reload;
 pub(crate) mod scache;
 pub(crate) mod status;
 pub(crate) mod top;

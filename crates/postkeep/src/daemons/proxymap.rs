@@ -18,7 +18,7 @@ use postkeep_conf::{Catalog, Dictionary, Error, Release, Sink, StrParameter};
 use postkeep_daemon::configuration::LogSink;
 use postkeep_daemon::metrics::Page;
 use postkeep_daemon::{
-    Attributes, Next, Program, Requirement, Service, Setup, Turn, Waker, logging,
+    Attributes, Next, Program, Reloaded, Requirement, Service, Setup, Turn, Waker, logging,
 };
 use postkeep_proxymap::approve::{Approved, Content, Files, Notice, Rules};
 use postkeep_proxymap::evaluate;
@@ -270,6 +270,10 @@ impl Service for Proxymap {
     fn describe(&self, page: &mut Page) {
         table_metrics::describe(&self.tables, &self.names, &self.errands, page);
         self.oversize.describe(page);
+    }
+
+    fn reload(&self, table: &[u8]) -> Reloaded {
+        tables::reload(&self.tables, table)
     }
 
     fn advance(&self, client: &mut Client, turn: &mut Turn<'_>) -> Next {

@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use postkeep_conf::{Dictionary, Error, Sink};
 use postkeep_daemon::metrics::Page;
 use postkeep_daemon::{
-    Attributes, Next, Program, Requirement, Service, Setup, Turn, Waker, logging,
+    Attributes, Next, Program, Reloaded, Requirement, Service, Setup, Turn, Waker, logging,
 };
 use postkeep_proxymap::role::Role;
 use postkeep_proxymap::service::Done;
@@ -344,6 +344,11 @@ impl Service for Socketmap {
     fn describe(&self, page: &mut Page) {
         table_metrics::describe(self.server.tables(), &self.names, &self.errands, page);
         self.describe_conversations(page);
+    }
+
+    fn reload(&self, table: &[u8]) -> Reloaded {
+        let table = self.server.maps().find(table).unwrap_or(table);
+        tables::reload(self.server.tables(), table)
     }
 
     fn advance(&self, client: &mut Client, turn: &mut Turn<'_>) -> Next {

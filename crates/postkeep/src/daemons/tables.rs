@@ -9,8 +9,9 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use log::warn;
 use postkeep_conf::{Common, Dictionary, Error, IntParameter, Sink};
-use postkeep_daemon::logging;
+use postkeep_daemon::{Reloaded, logging};
 use postkeep_proxymap::share::{Settings, Tables};
 use postkeep_proxymap::watch::{Observer, Stat};
 use postkeep_sys::error_text;
@@ -71,6 +72,19 @@ pub(super) fn keep(tables: Arc<Tables>) {
             "cannot start a thread: {}",
             error_text(&error)
         ));
+    }
+}
+
+/// Opens a table anew when the administrator asks for it.
+pub(super) fn reload(tables: &Tables, name: &[u8]) -> Reloaded {
+    match tables.reload(name) {
+        None => Reloaded::Unknown,
+        Some(Ok(0)) => Reloaded::Done("nobody has asked for the table yet".to_owned()),
+        Some(Ok(_)) => Reloaded::Done("the table is opened anew".to_owned()),
+        Some(Err(reason)) => {
+            warn!("{reason}; the table stays as it was before the reload");
+            Reloaded::Failed(reason)
+        }
     }
 }
 
