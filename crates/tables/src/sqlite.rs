@@ -10,6 +10,9 @@
 //! each with its page cache and its prepared query. A database with a log (WAL mode) can only be replaced together with its
 //! `-wal` file: the log of the old one is taken for the new one's otherwise, by all programs.
 //!
+//! No files are made: what a query sorts or gathers on its way stays in memory, of which all tables of a process get 256 MiB
+//! together, their page caches included. A query that needs more is a temporary error.
+//!
 //! | key | default | |
 //! |---|---|---|
 //! | `dbpath` | | the database's file |

@@ -64,7 +64,10 @@ impl Memcached {
         let socket = |scratch: &Scratch| scratch.path().join("socket").display().to_string();
         Self::start_at(
             |scratch| format!("unix:{}", socket(scratch)),
-            |scratch| vec!["-s".to_owned(), socket(scratch)],
+            |scratch| {
+                let socket = socket(scratch);
+                ["-s", &socket, "-a", "0777"].map(str::to_owned).into()
+            },
         )
     }
 

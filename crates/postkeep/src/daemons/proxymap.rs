@@ -148,6 +148,7 @@ impl Program for ProxymapProgram {
             role,
             approved.sorted(),
             Path::new(&data_directory),
+            &setup.dictionary,
         ));
         let stream: Arc<str> = setup.stream_name().into();
         let tables = Arc::new(Tables::new(

@@ -4,6 +4,7 @@
 //! directories are named, those that links lead to included. What a table reads beyond that (a file that its
 //! configuration file names) is looked for in that file.
 
+use std::borrow::Cow;
 use std::collections::BTreeSet;
 use std::ffi::OsStr;
 use std::fs;
@@ -11,8 +12,10 @@ use std::io::Read;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
+use postkeep_conf::Dictionary;
 use postkeep_daemon::Reach;
 use postkeep_proxymap::role::Role;
+use postkeep_tables::table_types;
 
 /// Table types that speak to nobody over a network, and read nothing but the file that they name.
 const LOCAL: [&[u8]; 21] = [
@@ -61,47 +64,156 @@ const LONGEST: u64 = 1 << 20;
 ///
 /// - `tables`: `type:name`, members of pipemap and others inside
 /// - `data_directory`: where a service that writes may make files
+/// - `main_cf`: has the configuration of tables without a file of their own
 pub(crate) fn of<'a>(
     role: Role,
     tables: impl IntoIterator<Item = &'a [u8]>,
     data_directory: &Path,
+    main_cf: &Dictionary,
 ) -> Reach {
-    let mut places = BTreeSet::new();
-    let mut network = false;
+    let mut places = Places::default();
     for table in tables {
+        places.table(table, main_cf);
+    }
+    let Places {
+        mut files,
+        settings,
+        network,
+        ..
+    } = places;
+    let mut readable: BTreeSet<PathBuf> = settings;
+    let writable = match role {
+        Role::Read => {
+            readable.append(&mut files);
+            Vec::new()
+        }
+        Role::Write => files
+            .into_iter()
+            .chain([data_directory.to_owned()])
+            .collect(),
+    };
+    Reach {
+        readable: readable.into_iter().collect(),
+        writable,
+        network,
+        ..Reach::default()
+    }
+}
+
+/// What has been found so far.
+#[derive(Debug, Default)]
+struct Places {
+    /// Directories with files that are tables.
+    files: BTreeSet<PathBuf>,
+    /// Directories with configuration files of tables, and with what these name.
+    settings: BTreeSet<PathBuf>,
+    network: bool,
+    /// Names of configurations, so that those which name each other come to an end.
+    seen: BTreeSet<Vec<u8>>,
+}
+
+impl Places {
+    /// Adds what a table needs.
+    fn table(&mut self, table: &[u8], main_cf: &Dictionary) {
         for part in parts(table) {
-            let types: Vec<&[u8]> = part.types;
-            let local = types.iter().all(|name| LOCAL.contains(name));
-            network |= !local;
-            let is_file = types.last().is_some_and(|last| FILES.contains(last));
-            if !is_file && !part.rest.starts_with(b"/") {
+            let local = part.types.iter().all(|name| LOCAL.contains(name));
+            self.network |= !local;
+            let is_file = part.types.last().is_some_and(|last| FILES.contains(last));
+            let path = Path::new(OsStr::from_bytes(part.rest));
+            if local {
+                if is_file || part.rest.starts_with(b"/") {
+                    add(&mut self.files, path);
+                }
                 continue;
             }
-            let path = Path::new(OsStr::from_bytes(part.rest));
-            add(&mut places, path);
-            if !local {
-                for path in mentioned(path) {
-                    add(&mut places, &path);
+            if !self.seen.insert(part.rest.to_vec()) {
+                continue;
+            }
+            let text = if part.rest.starts_with(b"/") || part.rest.starts_with(b".") {
+                add(&mut self.settings, path);
+                text_of(path)
+            } else {
+                keys_of(part.rest, main_cf)
+            };
+            self.configuration(&text, main_cf);
+        }
+    }
+
+    /// Adds what a table's configuration names: paths, tables, and paths in URIs.
+    fn configuration(&mut self, text: &[u8], main_cf: &Dictionary) {
+        let end = |byte: &u8| byte.is_ascii_whitespace() || b"=,\"'&?;{}".contains(byte);
+        for word in text.split(end).filter(|word| !word.is_empty()) {
+            let word = decoded(word);
+            for Part { types, rest } in parts(&word) {
+                // Two slashes begin the place in a URI.
+                if !rest.starts_with(b"/") || rest.starts_with(b"//") || rest.len() == 1 {
+                    continue;
                 }
+                let known =
+                    |name: &&[u8]| table_types().iter().any(|row| row.name.as_bytes() == *name);
+                if types.last().is_some_and(known) {
+                    self.table(&word, main_cf);
+                    continue;
+                }
+                let mut found = BTreeSet::new();
+                add(&mut found, Path::new(OsStr::from_bytes(rest)));
+                // What is no path at all (in a URL, in JSON) seems to be in the root directory.
+                found.remove(Path::new("/"));
+                self.settings.append(&mut found);
             }
         }
     }
-    let places: Vec<PathBuf> = places.into_iter().collect();
-    match role {
-        Role::Read => Reach {
-            readable: places,
-            network,
-            ..Reach::default()
-        },
-        Role::Write => Reach {
-            writable: places
-                .into_iter()
-                .chain([data_directory.to_owned()])
-                .collect(),
-            network,
-            ..Reach::default()
-        },
+}
+
+/// The text of a configuration file; nothing when it cannot be read, or is something else.
+fn text_of(path: &Path) -> Vec<u8> {
+    let mut text = Vec::new();
+    if !path.is_file() {
+        return text;
     }
+    let read = fs::File::open(path).and_then(|file| file.take(LONGEST).read_to_end(&mut text));
+    if read.is_err() {
+        text.clear();
+    }
+    text
+}
+
+/// The values of main.cf that configure a table of this name.
+fn keys_of(name: &[u8], main_cf: &Dictionary) -> Vec<u8> {
+    let mut text = Vec::new();
+    for (key, value) in main_cf.iter() {
+        let rest = key.strip_prefix(name).filter(|rest| rest.starts_with(b"_"));
+        if !name.is_empty() && rest.is_some() {
+            // A value that cannot be evaluated is the table's to complain about.
+            let value = main_cf.expand(value, &mut Vec::new()).unwrap_or_default();
+            text.extend_from_slice(&value);
+            text.push(b'\n');
+        }
+    }
+    text
+}
+
+/// A word with its `%XX` replaced, as it has to be in a URI; one that has other percent signs stays as it is.
+fn decoded(word: &[u8]) -> Cow<'_, [u8]> {
+    if !word.contains(&b'%') {
+        return Cow::Borrowed(word);
+    }
+    let mut bytes = word.iter();
+    let mut out = Vec::with_capacity(word.len());
+    while let Some(&byte) = bytes.next() {
+        let mut digit = || char::from(*bytes.next()?).to_digit(16);
+        let byte = match byte {
+            b'%' => digit()
+                .zip(digit())
+                .and_then(|(high, low)| u8::try_from(high << 4 | low).ok()),
+            other => Some(other),
+        };
+        let Some(byte) = byte else {
+            return Cow::Borrowed(word);
+        };
+        out.push(byte);
+    }
+    Cow::Owned(out)
 }
 
 /// One `type:type:rest` of a table's name.
@@ -155,26 +267,23 @@ fn existing_directory(path: &Path) -> PathBuf {
         .to_owned()
 }
 
-/// The absolute paths in a configuration file.
-fn mentioned(path: &Path) -> Vec<PathBuf> {
-    let mut text = Vec::new();
-    let read = fs::File::open(path).and_then(|file| file.take(LONGEST).read_to_end(&mut text));
-    if read.is_err() {
-        return Vec::new();
-    }
-    text.split(|byte| byte.is_ascii_whitespace() || b"=,\"'".contains(byte))
-        .filter(|word| word.len() > 1 && word.starts_with(b"/"))
-        .map(|word| PathBuf::from(OsStr::from_bytes(word)))
-        .collect()
-}
-
 #[cfg(test)]
 mod tests {
+    use postkeep_conf::Release;
+
     use super::*;
+
+    fn main_cf() -> Dictionary {
+        let mut dictionary = Dictionary::new(Release::V3_7, b"/etc/postfix");
+        dictionary.set("where", b"/usr/share");
+        dictionary.set("users_tls_CAfile", b"$where/doc");
+        dictionary.set("users", b"/usr/lib/x");
+        dictionary
+    }
 
     fn read(tables: &[&str]) -> Reach {
         let names = tables.iter().map(|table| table.as_bytes());
-        of(Role::Read, names, Path::new("/data"))
+        of(Role::Read, names, Path::new("/data"), &main_cf())
     }
 
     #[test]
@@ -249,6 +358,55 @@ mod tests {
         assert_eq!(reach.readable, [root.clone(), root.join("base")]);
         assert!(read(&["unix:passwd.byname"]).network);
         assert!(read(&["unix:passwd.byname"]).readable.is_empty());
+        assert_eq!(read(&["redis:users"]).readable, [Path::new("/usr/share")]);
+        assert!(read(&["redis:user"]).readable.is_empty());
+    }
+
+    #[test]
+    fn paths_are_found_wherever_a_configuration_has_them() {
+        let scratch = tempfile::tempdir().unwrap();
+        let root = fs::canonicalize(scratch.path()).unwrap();
+        let text = root.display().to_string();
+        for name in ["ca", "encoded", "backup", "inner", "base", "list"] {
+            fs::create_dir(root.join(name)).unwrap();
+        }
+        let encoded = format!("{text}/encoded/ca.pem").replace('/', "%2F");
+        let file = |name: &str, content: String| fs::write(root.join(name), content).unwrap();
+        file("inner/x.cf", format!("dbpath = {text}/base/x\n"));
+        file(
+            "x.cf",
+            format!(
+                "uri = mongodb://h/?tlsCAFile={text}/ca/a.pem&x=1\nother = y://h/?a={encoded}\n\
+                 url = http://nosuch.example/a/b?c\nvalue_path = /no/such\ndomain=hash:{text}/list/d\n\
+                 backup = lmdb:{text}/backup/b\nmore = sqlite:{text}/inner/x.cf\nformat = %s /\n"
+            ),
+        );
+        let table = format!("memcache:{text}/x.cf");
+        let wanted = ["", "backup", "base", "ca", "encoded", "inner", "list"];
+        let mut wanted: Vec<_> = wanted.map(|name| root.join(name)).into();
+        wanted[0].clone_from(&root);
+        wanted.sort();
+        assert_eq!(read(&[&table]).readable, wanted);
+        // Who writes may change what is a table's file, not what configures it.
+        let reach = of(
+            Role::Write,
+            [table.as_bytes()],
+            Path::new("/data"),
+            &main_cf(),
+        );
+        let writable = [root.join("backup"), root.join("list"), "/data".into()];
+        assert_eq!(reach.writable, writable);
+        wanted.retain(|place| !writable.contains(place));
+        assert_eq!(reach.readable, wanted);
+    }
+
+    #[test]
+    fn files_that_name_each_other_come_to_an_end() {
+        let scratch = tempfile::tempdir().unwrap();
+        let root = fs::canonicalize(scratch.path()).unwrap();
+        let table = format!("memcache:{}/x.cf", root.display());
+        fs::write(root.join("x.cf"), format!("{table} {table}\n").repeat(20)).unwrap();
+        assert_eq!(read(&[&table]).readable, [root]);
     }
 
     #[test]
@@ -256,7 +414,12 @@ mod tests {
         let scratch = tempfile::tempdir().unwrap();
         let root = fs::canonicalize(scratch.path()).unwrap();
         let table = format!("lmdb:{}/cache", root.display());
-        let reach = of(Role::Write, [table.as_bytes()], Path::new("/data"));
+        let reach = of(
+            Role::Write,
+            [table.as_bytes()],
+            Path::new("/data"),
+            &main_cf(),
+        );
         assert_eq!(reach.writable, [root, PathBuf::from("/data")]);
         assert!(reach.readable.is_empty());
     }

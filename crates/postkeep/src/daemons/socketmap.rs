@@ -97,6 +97,7 @@ impl Program for SocketmapProgram {
             Role::Read,
             approved.sorted(),
             Path::new(&data_directory),
+            &setup.dictionary,
         ));
         let context = tables::context(&setup.common, &setup.dictionary);
         let opened = Arc::new(Tables::new(

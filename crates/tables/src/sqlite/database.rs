@@ -28,6 +28,9 @@ pub(super) struct Limits {
 /// The most bytes of one value, and of anything that is made of values on the way.
 const LONGEST_VALUE: i32 = 1 << 24;
 
+/// The most bytes that SQLite may have for all tables of this process, sorts that do not fit into caches included.
+const MOST_MEMORY: i64 = 1 << 28;
+
 /// After so many steps of SQLite's machine the time is looked at.
 const STEPS: i32 = 1000;
 
@@ -134,6 +137,9 @@ impl Database {
         };
         let mut connection = Connection::open_with_flags(&self.path, flags).map_err(cannot)?;
         connection.busy_timeout(self.limits.busy).map_err(cannot)?;
+        // A daemon that only reads may make no files, in many places: sorts and such stay in memory.
+        let memory = format!("PRAGMA temp_store = MEMORY; PRAGMA hard_heap_limit = {MOST_MEMORY}");
+        connection.execute_batch(&memory).map_err(cannot)?;
         for (limit, most) in [
             (Limit::SQLITE_LIMIT_LENGTH, LONGEST_VALUE),
             (Limit::SQLITE_LIMIT_ATTACHED, 0),

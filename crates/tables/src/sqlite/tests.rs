@@ -83,6 +83,24 @@ fn changes_in_a_log_are_seen() {
 }
 
 #[test]
+fn sorts_stay_in_memory_and_within_a_limit() {
+    let directory = tempfile::tempdir().unwrap();
+    drop(make(&directory.path().join("d.db"), "value"));
+    let sorted = |count: usize| {
+        let query = format!(
+            "query = SELECT 'found' FROM (WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < {count}) \
+             SELECT hex(zeroblob(4000000)) || i AS b FROM n ORDER BY b LIMIT 1 OFFSET {}) WHERE '%s' = 'k'\n",
+            count - 1
+        );
+        answer(&table(directory.path(), &query).unwrap(), "k")
+    };
+    assert_eq!(sorted(10).unwrap().as_deref(), Some("found"));
+    assert!(matches!(sorted(60), Err(LookupError::Retry(_))));
+    // What was too much is given back.
+    assert_eq!(sorted(10).unwrap().as_deref(), Some("found"));
+}
+
+#[test]
 fn many_threads_ask_and_few_connections_are_kept() {
     let directory = tempfile::tempdir().unwrap();
     drop(make(&directory.path().join("d.db"), "value"));
