@@ -458,3 +458,59 @@ fn two_postfix_and_one_exim_share_a_server_over_tls() -> Result<()> {
     ensure!(server.logged("warning:") == 0, "{}", server.log());
     Ok(())
 }
+
+#[test]
+fn our_own_table_needs_nothing_between() -> Result<()> {
+    let directory = Scratch::new("certificates")?;
+    let made = Certificates::make(directory.path());
+    let port = free_port()?;
+    let authority = made.authority.display().to_string();
+    let server = with_tls(plan(port), &made)
+        .parameter("postkeep_socketmap_tls_client_ca", &authority)
+        .parameter("postkeep_socketmap_tls_clients", "client.example");
+    let Some(_server) = server.start()? else {
+        return Ok(());
+    };
+    let client = |pair: Option<&Pair>, authority: &Path| {
+        let mut plan = Plan::new(Implementation::Postkeep)
+            .parameter(
+                "proxy_read_maps",
+                &format!("proxy:socketmap:tls:localhost:{port}:aliases proxy:socketmap:tls:127.0.0.1:{port}:aliases"),
+            )
+            .parameter("socketmap_tls_CAfile", &authority.display().to_string());
+        if let Some(pair) = pair {
+            let (certificate, key) = (pair.certificate.display(), pair.key.display());
+            plan = plan
+                .parameter("socketmap_tls_cert_file", &certificate.to_string())
+                .parameter("socketmap_tls_key_file", &key.to_string());
+        }
+        plan.start()
+    };
+    let table = format!("proxy:socketmap:tls:localhost:{port}:aliases");
+    let Some(good) = client(Some(&made.client), &made.authority)? else {
+        return Ok(());
+    };
+    for name in ["localhost", "127.0.0.1"] {
+        let table = format!("proxy:socketmap:tls:{name}:{port}:aliases");
+        let found = rewritten(&good, "bob", &table);
+        ensure!(found == "bob@example.test\n", "{found} {}", good.log());
+    }
+    ensure!(rewritten(&good, "nobody", &table).is_empty());
+    // Who is not let in, and who does not believe the server, gets an error and not "not found".
+    for (pair, authority) in [
+        (None, &made.authority),
+        (Some(&made.machine), &made.authority),
+        (Some(&made.client), &made.stranger),
+    ] {
+        let Some(bad) = client(pair, authority)? else {
+            return Ok(());
+        };
+        let output = bad.command("postmap", &["-q", "bob", &table])?;
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        ensure!(
+            output.stdout.is_empty() && said.contains("query error"),
+            "{said}"
+        );
+    }
+    Ok(())
+}

@@ -14,13 +14,15 @@ use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::CryptoProvider;
 use rustls::pki_types::pem::PemObject as _;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
-use rustls::{
-    CertificateError, ClientConfig, DigitallySignedStruct, Error, RootCertStore, SignatureScheme,
-};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
+use rustls::{CertificateError, DigitallySignedStruct, Error, RootCertStore, SignatureScheme};
 use thiserror::Error as ThisError;
 
 use crate::config::{Config, ConfigError};
+
+/// For types that need nothing else of the TLS library.
+pub use rustls::ClientConfig;
+pub use rustls::pki_types::ServerName;
 
 /// Whom to trust.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]

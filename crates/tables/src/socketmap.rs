@@ -1,4 +1,5 @@
 //! `socketmap:inet:HOST:PORT:MAP` and `socketmap:unix:PATH:MAP` ask a server in the Sendmail socketmap protocol.
+//! `socketmap:tls:HOST:PORT:MAP`, which is our own, does so over TLS, as postkeep-socketmap(8) has it.
 //!
 //! The map's name is what follows the last colon. Keys are sent as they are, and only whole keys are asked for. The
 //! server answers `OK value`, `NOTFOUND`, or with a failure: `TEMP`, `TIMEOUT` (temporary) or `PERM`, and a reason,
@@ -20,6 +21,9 @@
 //! | `socketmap_pool_lifetime` | 100s | after which a connection is not used again |
 //! | `socketmap_breaker_failures` | 5 | lookups in a row without an answer, after which all fail at once |
 //! | `socketmap_breaker_rest` | 10s | until one is let through to see |
+//! | `socketmap_tls_CAfile`, `socketmap_tls_CApath` | those of the system | whom to trust about servers |
+//! | `socketmap_tls_cert_file`, `socketmap_tls_key_file` | none | our own certificate, issuers after it, and its key |
+//! | `socketmap_tls_verify_cert` | yes | whether the server's certificate is checked, with its name |
 //!
 //! References: `socketmap_table(5)`; Postfix `src/util/dict_sockmap.c`.
 
@@ -28,12 +32,14 @@ use std::time::Duration;
 
 use log::warn;
 use postkeep_conf::Release;
-use postkeep_remote::hosts::Host;
+use postkeep_remote::hosts::{Host, Place};
 use postkeep_remote::limits::Limits;
 use postkeep_remote::pool::{Backend, Fault, Pool, Refusal, Shared};
 use postkeep_remote::socketmap::{Failure, Reply, failure_warning, netstring, request};
 use postkeep_remote::source::{Source, table};
 use postkeep_remote::stream::{Dialogue, endpoint};
+use postkeep_remote::tls::{ClientConfig, Keys, ServerName, Stamps, Tls};
+use postkeep_sys::error_text;
 use postkeep_table::{Flags, LookupError, OpenError, Owner, Printable, Table, TableName, Watch};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
@@ -48,7 +54,16 @@ pub(crate) static TABLE_TYPE: TableType = TableType {
     build: None,
 };
 
-static POOLS: Shared<(String, Limits), Server> = Shared::new();
+/// What makes connections equal. With new certificates come new connections.
+#[derive(Clone, PartialEq, Eq, Hash)]
+struct PoolKey {
+    server: String,
+    tls: Option<Tls>,
+    stamps: Stamps,
+    limits: Limits,
+}
+
+static POOLS: Shared<PoolKey, Server> = Shared::new();
 
 struct Socketmap {
     name: TableName,
@@ -61,6 +76,8 @@ struct Socketmap {
     max_query: usize,
     /// `OK` without a blank is an empty value, and not no value.
     bare_ok_is_found: bool,
+    /// The files of TLS.
+    stamps: Stamps,
     pool: Arc<Pool<Server>>,
 }
 
@@ -80,8 +97,13 @@ fn open(request: &Request<'_>) -> Result<Arc<dyn Table>, OpenError> {
     let (server, map) = (&name.name()[..colon], &name.name()[colon + 1..]);
     let server = std::str::from_utf8(server)
         .map_err(|_| unavailable(format!("{name}: the server's name is no text")))?;
+    let secure = server.strip_prefix("tls:");
+    let place = match secure {
+        Some(place) => endpoint(&format!("inet:{place}")),
+        None => endpoint(server),
+    };
     let host = Host {
-        place: endpoint(server).map_err(unavailable)?,
+        place: place.map_err(unavailable)?,
         text: server
             .split_once(':')
             .map_or(server, |(_, endpoint)| endpoint)
@@ -107,11 +129,35 @@ fn open(request: &Request<'_>) -> Result<Arc<dyn Table>, OpenError> {
             size("max_reply_size", 100_000, 1)?,
             size("max_query_size", default_query, 0)?,
             defaults.read(config)?,
+            match secure {
+                Some(_) => Some(Keys::read(config)?.tls()),
+                None => None,
+            },
         ))
     };
-    let (max_reply, max_query, limits) = read().map_err(|error| fault(&error))?;
-    let pool = POOLS.get_or_make((server.to_owned(), limits.clone()), || {
-        let backend = Server(server.to_owned());
+    let (max_reply, max_query, limits, tls) = read().map_err(|error| fault(&error))?;
+    let client = match (&tls, &host.place) {
+        (Some(tls), Place::Inet(server, _)) => {
+            let at_fault =
+                |reason: &dyn std::fmt::Display| unavailable(format!("{name}: {reason}"));
+            let server = ServerName::try_from(server.clone()).map_err(|error| at_fault(&error))?;
+            let config = tls.client().map_err(|error| at_fault(&error))?;
+            Some((config, server))
+        }
+        _ => None,
+    };
+    let stamps = Stamps::of(tls.as_ref());
+    let key = PoolKey {
+        server: server.to_owned(),
+        tls,
+        stamps: stamps.clone(),
+        limits: limits.clone(),
+    };
+    let pool = POOLS.get_or_make(key, || {
+        let backend = Server {
+            name: server.to_owned(),
+            tls: client,
+        };
         Pool::new(backend, vec![host], limits)
     });
     Ok(table(Socketmap {
@@ -122,6 +168,7 @@ fn open(request: &Request<'_>) -> Result<Arc<dyn Table>, OpenError> {
         max_reply,
         max_query,
         bare_ok_is_found: release >= Release::V3_12,
+        stamps,
         pool,
     }))
 }
@@ -186,7 +233,12 @@ impl Source for Socketmap {
     }
 
     fn watches(&self) -> Vec<Watch> {
-        self.configured.watches()
+        let mut watches = self.configured.watches();
+        watches.extend(self.stamps.files().map(|path| Watch {
+            path: path.to_owned(),
+            modification_time: true,
+        }));
+        watches
     }
 
     fn owner(&self) -> Owner {
@@ -194,8 +246,13 @@ impl Source for Socketmap {
     }
 }
 
-/// A server, named as configured: `TRANSPORT:ENDPOINT`.
-struct Server(String);
+/// A server.
+struct Server {
+    /// As configured: `TRANSPORT:ENDPOINT`.
+    name: String,
+    /// How to speak TLS to it, and who it must be.
+    tls: Option<(Arc<ClientConfig>, ServerName<'static>)>,
+}
 
 struct Question {
     /// For warnings.
@@ -217,7 +274,12 @@ impl Backend for Server {
     type Answer = Vec<u8>;
 
     async fn connect(&self, host: &Host) -> Result<Dialogue, String> {
-        Dialogue::connect(host).await
+        let mut dialogue = Dialogue::connect(host).await?;
+        if let Some((config, name)) = &self.tls {
+            let secured = dialogue.stream.secured(config, name.clone()).await;
+            dialogue.stream = secured.map_err(|error| format!("TLS: {}", error_text(&error)))?;
+        }
+        Ok(dialogue)
     }
 
     async fn ask(
@@ -269,6 +331,6 @@ impl Backend for Server {
     }
 
     fn label(&self) -> String {
-        format!("socketmap:{}", self.0)
+        format!("socketmap:{}", self.name)
     }
 }
