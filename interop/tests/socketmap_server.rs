@@ -514,3 +514,39 @@ fn our_own_table_needs_nothing_between() -> Result<()> {
     }
     Ok(())
 }
+
+#[test]
+fn what_is_counted_is_in_the_document() -> Result<()> {
+    const DOCUMENT: &str = include_str!("../../docs/metrics.md");
+    let port = free_port()?;
+    let Some(postfix) = plan(port).start()? else {
+        return Ok(());
+    };
+    let socket = postfix.scratch().join("queue/private/socketmap");
+    let mut stream = UnixStream::connect(socket)?;
+    stream.write_all(&[netstring("aliases alice"), netstring("other x")].concat())?;
+    stream.shutdown(std::net::Shutdown::Write)?;
+    exchange(stream, b"");
+    let metrics = postfix.scratch().join("queue/private/socketmap.metrics");
+    let page = exchange(
+        UnixStream::connect(metrics)?,
+        b"GET /metrics HTTP/1.0\r\n\r\n",
+    );
+    let page = String::from_utf8(page)?;
+    for line in page.lines() {
+        if let Some(help) = line.strip_prefix("# HELP ") {
+            let name = help.split(' ').next().unwrap();
+            ensure!(DOCUMENT.contains(&format!("`{name}`")), "{name}");
+        }
+    }
+    for line in [
+        "postkeep_socketmap_maps{service=\"socketmap\"} 3",
+        "postkeep_socketmap_replies_total{service=\"socketmap\",reply=\"OK\"} 1",
+        "postkeep_socketmap_replies_total{service=\"socketmap\",reply=\"PERM\"} 1",
+        "postkeep_socketmap_trouble_total{service=\"socketmap\",trouble=\"no_map\"} 1",
+    ] {
+        ensure!(page.contains(line), "{line}: {page}");
+    }
+    ensure!(!page.contains("alice"));
+    Ok(())
+}
