@@ -2,6 +2,7 @@
 
 mod expiry;
 mod footprint;
+mod full;
 mod lookups;
 mod publish;
 mod report;
@@ -378,6 +379,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     slow::run(&bench, &mut report);
     sessions::run(&bench, &mut report);
     expiry::run(&bench, &mut report);
+    full::run(&bench, &mut report);
     footprint::run(&bench, &mut report);
 
     let judged = report.judge(options.only.is_empty());

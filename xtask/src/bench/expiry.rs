@@ -119,7 +119,7 @@ fn turn(daemon: &StandIn, load: &mut Crowd) -> Result<Vec<f64>> {
 }
 
 /// The value that this part (0 to 1) of the values does not exceed.
-fn quantile(sorted: &[f64], part: f64) -> f64 {
+pub(super) fn quantile(sorted: &[f64], part: f64) -> f64 {
     #[expect(
         clippy::cast_possible_truncation,
         clippy::cast_sign_loss,

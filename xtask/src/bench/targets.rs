@@ -23,6 +23,7 @@ pub(crate) const ROWS: &[&str] = &[
     "scache cycle",
     "scache save",
     "scache expiry",
+    "scache full",
     "memory",
     "start",
 ];
@@ -44,6 +45,10 @@ pub(crate) enum Measure {
     SaveGrowth,
     MemoryPerDescriptor,
     ExpiryTail,
+    TailGrowth,
+    ExpiryDelay,
+    WatchMemory,
+    WatchCost,
     ResidentToPostfix,
     StartToPostfix,
 }
@@ -65,6 +70,10 @@ impl Measure {
             Self::SaveGrowth => "ours at 19,000 and 1,000, larger / smaller",
             Self::MemoryPerDescriptor => "memory of a descriptor, ours / Postfix",
             Self::ExpiryTail => "p99.9 of ms early or late, ours",
+            Self::TailGrowth => "p99 of a find or save, 19,000 / 100 sessions",
+            Self::ExpiryDelay => "ms that a find is delayed when all expire",
+            Self::WatchMemory => "bytes that liveness adds to a session",
+            Self::WatchCost => "us that liveness adds to a session",
             Self::ResidentToPostfix => "memory, ours / all of Postfix's",
             Self::StartToPostfix => "time to the first answer, ours / Postfix",
         }
@@ -146,6 +155,10 @@ pub(crate) const TARGETS: &[Target] = &[
     target("scache save", &[], M::SaveGrowth, AtMost(1.2)),
     target("scache save", &[], M::MemoryPerDescriptor, AtMost(0.5)),
     target("scache expiry", &[], M::ExpiryTail, AtMost(20.0)),
+    target("scache full", &[], M::TailGrowth, AtMost(2.0)),
+    target("scache full", &[], M::ExpiryDelay, AtMost(10.0)),
+    target("scache full", &[], M::WatchMemory, AtMost(100.0)),
+    target("scache full", &[], M::WatchCost, AtMost(1.0)),
     target("memory", &[], M::ResidentToPostfix, AtMost(1.0)),
 ];
 
