@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use arc_swap::{ArcSwap, Guard};
 use postkeep_table::{CacheCounts, Cursor, Flags, NameError, OpenError, Table, TableName};
-use postkeep_wire::diagnostics::Shown;
+use postkeep_wire::diagnostics::{Shown, Throttle};
 use postkeep_wire::proxymap::{Generation, Operation};
 
 use crate::counters::Counters;
@@ -147,6 +147,8 @@ pub(crate) struct Instance {
     unsupported: AtomicU8,
     /// Where a client stood that left in the middle of a walk.
     abandoned: Mutex<Option<Cursor>>,
+    /// Set where the lines that requests cause are to be few.
+    throttle: Option<Mutex<Throttle>>,
 }
 
 impl Instance {
@@ -156,6 +158,7 @@ impl Instance {
         generation: Generation,
         flags: Flags,
         counters: Arc<Counters>,
+        few_lines: bool,
     ) -> Self {
         Self {
             name: TableName::parse(name),
@@ -170,6 +173,7 @@ impl Instance {
             retired: AtomicBool::new(false),
             unsupported: AtomicU8::new(0),
             abandoned: Mutex::default(),
+            throttle: few_lines.then(Mutex::default),
         }
     }
 
@@ -338,7 +342,22 @@ impl Instance {
 
     /// Logs that the table is not there.
     pub(crate) fn log_unavailable(&self, reason: &str) {
-        log::warn!("{} is unavailable. {reason}", self.shown);
+        self.warn(format_args!("{} is unavailable. {reason}", self.shown));
+    }
+
+    /// Logs what a request has caused.
+    pub(crate) fn warn(&self, text: std::fmt::Arguments<'_>) {
+        let Some(throttle) = &self.throttle else {
+            log::warn!("{text}");
+            return;
+        };
+        let now = Duration::from_millis(self.last_used());
+        let mut throttle = throttle.lock().unwrap_or_else(PoisonError::into_inner);
+        let admitted = throttle.admit(now);
+        drop(throttle);
+        if let Some(held_back) = admitted {
+            log::warn!("{text}{held_back}");
+        }
     }
 
     /// Logs that the table has no such operation, once for each table and operation.

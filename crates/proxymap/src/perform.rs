@@ -156,7 +156,7 @@ pub(crate) fn conclude(
         Err(error) => {
             let text = error.to_string();
             if !text.is_empty() {
-                log::warn!("{text}");
+                instance.warn(format_args!("{text}"));
             }
         }
         Ok(_) => {}

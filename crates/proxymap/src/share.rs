@@ -32,6 +32,9 @@ pub struct Settings {
     pub open_tables: usize,
     /// `daemon_table_open_error_is_fatal`: a table that cannot be opened ends the process.
     pub open_error_is_fatal: bool,
+    /// Lines that each request can cause come once a minute for each table, with the number of those that were held back:
+    /// for clients that are not to be trusted with the log. The reference logs them all.
+    pub few_lines: bool,
     /// How many failures to open are logged as errors, the others being warnings.
     ///
     /// The reference ends a process at its 13th error line. A process that serves all clients must not end
@@ -46,6 +49,7 @@ impl Default for Settings {
             instances: 16,
             open_tables: 4096,
             open_error_is_fatal: false,
+            few_lines: false,
             error_lines: 12,
         }
     }
@@ -293,6 +297,7 @@ impl Tables {
             generation,
             flags,
             Arc::clone(&entry.counters),
+            self.environment.settings.few_lines,
         ));
         instance.touch(now);
         let settings = &self.environment.settings;

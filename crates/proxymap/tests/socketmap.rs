@@ -7,7 +7,7 @@ mod fakes;
 use std::sync::Arc;
 use std::time::Duration;
 
-use fakes::{Plan, Service, service_with};
+use fakes::{Plan, Service, logged, service_with};
 use postkeep_proxymap::role::Role;
 use postkeep_proxymap::share::Settings;
 use postkeep_proxymap::socketmap::{Action, Conversation, Limits, Maps, Server, TROUBLES, Trouble};
@@ -183,6 +183,38 @@ fn reasons_of_tables_stay_here() {
     );
     let answer = Client::new().say(&server, netstring("m k"));
     assert_eq!(answer, netstring("TEMP table lookup problem"));
+}
+
+#[test]
+fn a_client_cannot_fill_the_log_with_a_table_that_fails() {
+    let settings = Settings {
+        few_lines: true,
+        ..Settings::default()
+    };
+    let service = service_with(
+        Role::Read,
+        &[("a:b", Plan::default())],
+        &["gone:x"],
+        settings,
+    );
+    let maps = Maps::parse(b"fast=a:b gone=gone:x").unwrap();
+    let tables = Arc::clone(&service.tables);
+    let server = Server::new(maps, tables, true, Limits::default());
+    let mut client = Client::new();
+    let _ = logged();
+    for _ in 0..100 {
+        client.say(&server, netstring("fast !retry"));
+        client.say(&server, netstring("gone k"));
+    }
+    let lines = logged();
+    assert!(lines.len() <= 3, "{lines:#?}");
+    client.now += 61 * SECOND;
+    client.say(&server, netstring("fast !retry"));
+    let lines = logged();
+    assert!(
+        lines.iter().any(|line| line.contains("(99 more since")),
+        "{lines:#?}"
+    );
 }
 
 #[test]

@@ -108,6 +108,7 @@ impl Program for SocketmapProgram {
             Settings {
                 open_error_is_fatal: setup.common.daemon_table_open_error_is_fatal,
                 open_tables: self.open_tables,
+                few_lines: true,
                 ..Settings::default()
             },
         ));

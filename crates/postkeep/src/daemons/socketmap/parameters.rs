@@ -25,8 +25,8 @@ pub(super) const ANSWER_TIME: &str = "postkeep_socketmap_answer_time";
 /// Limits of the skeleton that are meant for clients on this machine, and what they are here unless main.cf or an option
 /// has them.
 const DEFAULTS: [(&str, &[u8]); 3] = [
-    (limits::CLIENTS, b"1000"),
-    (limits::ADDRESS_CLIENTS, b"200"),
+    (limits::CLIENTS, b"2000"),
+    (limits::ADDRESS_CLIENTS, b"500"),
     (limits::REQUEST_RATE, b"10000"),
 ];
 
@@ -183,7 +183,7 @@ mod tests {
         let limits = limits::Limits::read(&mut dictionary, &mut Vec::new()).unwrap();
         assert_eq!(
             (limits.clients, limits.address_clients, limits.request_rate),
-            (7, 200, 10_000)
+            (7, 500, 10_000)
         );
     }
 
