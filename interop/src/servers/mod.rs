@@ -11,6 +11,7 @@ pub mod mariadb;
 pub mod memcached;
 pub mod postgresql;
 pub mod process;
+pub mod prometheus;
 pub mod redis;
 pub mod secantus;
 pub mod slapd;
