@@ -36,6 +36,15 @@ pub struct Disk {
     place: Scratch,
     root: PathBuf,
     control: File,
+    is_mounted: bool,
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        if self.is_mounted {
+            let _ = Command::new("umount").arg("-l").arg(&self.root).status();
+        }
+    }
 }
 
 impl Disk {
@@ -63,6 +72,7 @@ impl Disk {
             place,
             root,
             control,
+            is_mounted: false,
         };
         this.settle()?;
         Ok(this)
@@ -71,6 +81,23 @@ impl Disk {
     /// The directory.
     pub fn root(&self) -> &Path {
         &self.root
+    }
+
+    /// Lets the directory be a small file system (bytes), which is empty.
+    ///
+    /// # Errors
+    /// There may be none.
+    pub fn limit(&mut self, size: u64) -> Result<()> {
+        let status = Command::new("mount")
+            .args(["-t", "tmpfs", "-o"])
+            .arg(format!("size={size},mode=0755"))
+            .arg("none")
+            .arg(&self.root)
+            .status()?;
+        ensure!(status.success(), "mount: {status}");
+        self.is_mounted = true;
+        scratch::give_to("postfix", &self.root)?;
+        self.settle()
     }
 
     /// A command that runs `executable` as proxymap(8) on this disk.

@@ -44,7 +44,11 @@ struct Owner {
 }
 
 /// The clients of one table.
-pub struct Owners(Vec<Owner>);
+pub struct Owners {
+    owners: Vec<Owner>,
+    /// What they send with their requests.
+    pub flags: u32,
+}
 
 /// For how long the clients are at work.
 #[derive(Clone, Copy)]
@@ -98,9 +102,20 @@ pub fn client(daemon: &StandIn) -> Client {
 /// # Errors
 /// It says that anything is wrong.
 pub fn list(sides: &Sides, table: &str) -> Result<BTreeMap<String, String>> {
-    let outcome = sides.run(&sides.real, sides.root(), &["postmap", "-s", table], b"");
+    // It does not list cdb tables, so it is asked for all keys that there may be.
+    let asks = table.starts_with("cdb:");
+    let keys: String = (0..CLIENTS * KEYS)
+        .map(|number| key(number / KEYS, number % KEYS) + "\n")
+        .collect();
+    let words = if asks {
+        vec!["postmap", "-q", "-", table]
+    } else {
+        vec!["postmap", "-s", table]
+    };
+    let input = if asks { keys.as_bytes() } else { b"" };
+    let outcome = sides.run(&sides.real, sides.root(), &words, input);
     ensure!(
-        outcome.exit == Some(0) && outcome.stderr.is_empty(),
+        (outcome.exit == Some(0) || asks) && outcome.stderr.is_empty(),
         "{}",
         outcome.stderr
     );
@@ -156,7 +171,7 @@ impl Owner {
         }
     }
 
-    fn run(&mut self, daemon: &StandIn, table: &[u8], until: Until<'_>) -> Result<()> {
+    fn run(&mut self, daemon: &StandIn, table: &[u8], flags: u32, until: Until<'_>) -> Result<()> {
         let mut client = client(daemon);
         let begun = self.changes;
         let limit = Instant::now() + LONGEST;
@@ -172,10 +187,10 @@ impl Owner {
             let key = key(self.number, number);
             self.changes += 1;
             let (asked, answer) = if self.random.below(4) == 0 {
-                (None, client.delete(table, 0, CACHE, key.as_bytes()))
+                (None, client.delete(table, 0, flags, key.as_bytes()))
             } else {
                 let value = value(self.number, number, self.changes);
-                let answer = client.update(table, 0, CACHE, key.as_bytes(), value.as_bytes());
+                let answer = client.update(table, 0, flags, key.as_bytes(), value.as_bytes());
                 (Some(self.changes), answer)
             };
             let answer = match (answer, until) {
@@ -239,7 +254,10 @@ impl Entry {
 
 impl Default for Owners {
     fn default() -> Self {
-        Self((0..CLIENTS).map(Owner::new).collect())
+        Self {
+            owners: (0..CLIENTS).map(Owner::new).collect(),
+            flags: CACHE,
+        }
     }
 }
 
@@ -255,11 +273,29 @@ impl Owners {
         until: Until<'_>,
         meanwhile: impl FnOnce() -> Result<()>,
     ) -> Result<()> {
+        self.run_each(&[daemon], table, until, meanwhile)
+    }
+
+    /// As [`Self::run`], with several daemons, among which the clients are divided.
+    ///
+    /// # Errors
+    /// As [`Self::run`].
+    pub fn run_each(
+        &mut self,
+        daemons: &[&StandIn],
+        table: &str,
+        until: Until<'_>,
+        meanwhile: impl FnOnce() -> Result<()>,
+    ) -> Result<()> {
+        let flags = self.flags;
         thread::scope(|scope| {
             let threads: Vec<_> = self
-                .0
+                .owners
                 .iter_mut()
-                .map(|owner| scope.spawn(move || owner.run(daemon, table.as_bytes(), until)))
+                .zip(daemons.iter().cycle())
+                .map(|(owner, daemon)| {
+                    scope.spawn(move || owner.run(daemon, table.as_bytes(), flags, until))
+                })
                 .collect();
             let result = meanwhile();
             let results: Vec<Result<()>> = threads
@@ -276,7 +312,7 @@ impl Owners {
     /// Something is there that was not asked for, or what was acknowledged is not there.
     pub fn check(&mut self, mut there: BTreeMap<String, String>) -> Result<u64> {
         let mut made = 0;
-        for owner in &mut self.0 {
+        for owner in &mut self.owners {
             made += owner.check(&mut there)?;
         }
         ensure!(there.is_empty(), "nobody made {there:?}");
@@ -285,11 +321,11 @@ impl Owners {
 
     /// How many changes were acknowledged.
     pub fn acknowledged(&self) -> u64 {
-        self.0.iter().map(|owner| owner.acknowledged).sum()
+        self.owners.iter().map(|owner| owner.acknowledged).sum()
     }
 
     /// How many changes were refused.
     pub fn refused(&self) -> u64 {
-        self.0.iter().map(|owner| owner.refused).sum()
+        self.owners.iter().map(|owner| owner.refused).sum()
     }
 }

@@ -39,6 +39,11 @@ fn what_was_acknowledged_in_btree_survives_a_kill() -> Result<()> {
     survives_kills("btree")
 }
 
+#[test]
+fn what_was_acknowledged_in_cdb_survives_a_kill() -> Result<()> {
+    survives_kills("cdb")
+}
+
 fn survives_kills(kind: &str) -> Result<()> {
     let Some(sides) = Sides::new() else {
         return Ok(());

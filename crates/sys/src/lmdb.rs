@@ -150,6 +150,18 @@ impl fmt::Debug for Environment {
     }
 }
 
+/// Whether a file is an LMDB file all of whose pages that are in use are there and are what they are used as. Does not
+/// lock it.
+///
+/// # Errors
+/// It could not be read.
+pub fn is_whole(file: &File) -> io::Result<bool> {
+    match pages::is_whole(file) {
+        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(false),
+        result => result,
+    }
+}
+
 impl Environment {
     /// Opens a file.
     ///

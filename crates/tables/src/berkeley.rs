@@ -34,6 +34,7 @@ use postkeep_table::{
 };
 
 use crate::Caller;
+use crate::damaged;
 use crate::group::{Change, Entries, Group, Store};
 use crate::indexed::{
     Form, duplicate, forms, owner, prescribed_form, text, warn_when_older, with_suffix,
@@ -188,6 +189,20 @@ fn check_whole(file: &LockedFile, layout: Layout) -> Result<(), Fault> {
     }
 }
 
+/// Sets a file aside that is damaged; false when it is not, or cannot be set aside. The file is locked exclusively.
+fn set_aside(file: &File, path: &Path, layout: Layout) -> bool {
+    let other = match layout {
+        Layout::Btree => Layout::Hash,
+        Layout::Hash => Layout::Btree,
+    };
+    match Reader::new(file, layout).and_then(|reader| reader.check()) {
+        Ok(()) | Err(Fault::Io(_)) => false,
+        // A table of the other type is a mistake in the configuration.
+        Err(_) if Reader::new(file, other).is_ok() => false,
+        Err(fault) => is_at(file, path).unwrap_or(false) && damaged::set_aside(path, fault),
+    }
+}
+
 /// Opens a table of either type.
 pub(crate) fn open(request: &Request<'_>, layout: Layout) -> Result<Arc<dyn Table>, OpenError> {
     Ok(Arc::new(Berkeley::open(request, layout)?))
@@ -232,7 +247,18 @@ impl Berkeley {
                         error_text(&error)
                     ))
                 })?;
-            check_whole(&file, layout).map_err(|fault| cannot_open(&path, words(&fault)))?;
+            if let Err(fault) = check_whole(&file, layout) {
+                let heals = write && request.context.caller == Caller::Daemon;
+                let locked = heals
+                    .then(|| file.try_write())
+                    .transpose()
+                    .map_err(|error| cannot_open(&path, error_text(&error)))?
+                    .flatten();
+                if locked.is_some() && set_aside(file.file(), &path, layout) {
+                    return Self::open(request, layout);
+                }
+                return Err(cannot_open(&path, words(&fault)));
+            }
         }
         if write {
             library_for(request.name, &path)?;
@@ -332,6 +358,27 @@ impl Berkeley {
         reported.is_some() && stamp(file).ok() == reported
     }
 
+    /// Begins anew where the file is damaged, and this is what a daemon writes to; false where that is not so.
+    fn heal(&self) -> bool {
+        if !self.write || self.caller != Caller::Daemon {
+            return false;
+        }
+        let file = self.current();
+        let Ok(guard) = file.write() else {
+            return false;
+        };
+        let is_aside = set_aside(file.file(), &self.path, self.layout);
+        drop(guard);
+        is_aside && self.begin_anew().is_ok()
+    }
+
+    /// Makes an empty table in the place of one that was set aside.
+    fn begin_anew(&self) -> Result<(), LookupError> {
+        build::create_empty(&self.name, &self.path, self.layout)
+            .map_err(|error| LookupError::Retry(error.to_string()))?;
+        self.reopen()
+    }
+
     /// Keeps pages of a file that is still the table's.
     fn keep(&self, file: &Arc<LockedFile>, generation: Generation) {
         let current = self.file.read().unwrap_or_else(PoisonError::into_inner);
@@ -396,6 +443,7 @@ impl Berkeley {
         mut operation: impl FnMut(&Arc<LockedFile>, bool) -> Result<R, Fault>,
     ) -> Result<R, LookupError> {
         let mut pauses = PAUSES.iter();
+        let mut healed = false;
         loop {
             let file = self.current();
             let result = {
@@ -423,6 +471,7 @@ impl Berkeley {
                         std::thread::sleep(*pause);
                     }
                 }
+                None if !healed && self.heal() => healed = true,
                 _ => return Err(self.failure(file.file(), failure(&fault))),
             }
         }
@@ -650,8 +699,13 @@ impl Berkeley {
         // Said before the lock is given up, whether or not all goes well.
         let _changing = Changing;
         journal.recover(file).map_err(failure)?;
-        self.check_whole(file)
-            .map_err(|fault| Failure::Reason(words(&fault)))?;
+        if let Err(fault) = self.check_whole(file) {
+            if self.caller == Caller::Daemon && set_aside(file, &self.path, self.layout) {
+                self.begin_anew().map_err(Failure::Whole)?;
+                return Ok(None);
+            }
+            return Err(Failure::Reason(words(&fault)));
+        }
         let library_failure = |error: Error| Failure::Reason(error.to_string());
         let mut database = library
             .open_apart(path, self.layout, SMALL_CACHE)

@@ -3,7 +3,12 @@
 //!
 //! A new table is written to `FILE.cdb.tmp`, brought to disk, and renamed: a reader has the old table or the new one,
 //! and a maker that dies leaves the old one. Makers of the same table wait for each other at the temporary file
-//! (flock(2)). Entries can be neither added nor deleted. Keys and values have no limit, the file has: 4 GB.
+//! (flock(2)). Keys and values have no limit, the file has: 4 GB.
+//!
+//! A daemon can store and delete entries (`proxy_write_maps`): it makes the whole table anew in the same manner, once for all
+//! changes that come while another one is under way, 128 at most. A client gets its answer when the file and its name are on the disk.
+//! That costs as much as the table is large; it is meant for tables that are read much and changed seldom. Commands
+//! refuse, as the reference does. What `postmap cdb:FILE` makes from a source replaces what was stored.
 //!
 //! A key is stored without a NUL behind it unless the creator was told otherwise; both forms are looked for. Entries
 //! are listed in the order in which they were stored. When a key comes twice the first entry stays, with a warning;
@@ -17,9 +22,11 @@
 //! key are tried each time. A temporary file left behind is made anew with the right mode and owner, and a symbolic
 //! link in its place is not followed.
 
+mod changing;
 pub mod reader;
 mod writer;
 
+use std::fmt;
 use std::fs::{File, Metadata, OpenOptions};
 use std::io;
 use std::os::unix::ffi::OsStrExt as _;
@@ -44,7 +51,9 @@ use reader::{Damage, Reader};
 pub(crate) static TABLE_TYPE: TableType = TableType {
     name: "cdb",
     summary: "a constant database, replaced as a whole",
-    capabilities: Capabilities::SEQUENCE
+    capabilities: Capabilities::UPDATE
+        .union(Capabilities::DELETE)
+        .union(Capabilities::SEQUENCE)
         .union(Capabilities::BUILD)
         .union(Capabilities::FILE),
     open,
@@ -77,33 +86,69 @@ struct Cdb {
 
 fn open(request: &Request<'_>) -> Result<Arc<dyn Table>, OpenError> {
     if request.access == Access::ReadWrite {
-        return Err(OpenError::Unavailable(CONSTANT.to_owned()));
+        return match request.context.caller {
+            Caller::Daemon => changing::open(request),
+            Caller::Command => Err(OpenError::Unavailable(CONSTANT.to_owned())),
+        };
     }
     let path = with_suffix(request.name.name(), ".cdb");
-    let memory = match request.context.caller {
+    let opened = open_as(
+        request.name,
+        request.fixed_flags(),
+        &path,
+        request.context.caller,
+    );
+    let (table, metadata) = opened.map_err(|reason| cannot_open(&path, &reason))?;
+    warn_when_older(&path, &metadata, request.name.name());
+    Ok(Arc::new(table))
+}
+
+/// Opens the file of a table for a daemon.
+fn open_for_reading(
+    name: &TableName,
+    flags: Flags,
+    path: &Path,
+) -> Result<(Cdb, Metadata), NotRead> {
+    open_as(name, flags, path, Caller::Daemon)
+}
+
+fn open_as(
+    name: &TableName,
+    flags: Flags,
+    path: &Path,
+    caller: Caller,
+) -> Result<(Cdb, Metadata), NotRead> {
+    let memory = match caller {
         Caller::Daemon => DAEMON_MEMORY,
         Caller::Command => COMMAND_MEMORY,
     };
-    let (reader, metadata) = read(&path, memory).map_err(|reason| {
-        let file = Printable(path.as_os_str().as_bytes());
-        OpenError::Unavailable(match reason {
-            NotRead::Open(error) => format!("open database {file}: {}", error_text(&error)),
-            NotRead::Kind(text) => format!("dict_cdbq_open: unable to init {file}: {text}"),
-            NotRead::Contents(damage) => format!("error reading {file}: {damage}"),
-        })
-    })?;
-    warn_when_older(&path, &metadata, request.name.name());
-    let name = TableName::parse(&[b"cdb:", path.as_os_str().as_bytes()].concat())
-        .map_err(|error| OpenError::Unavailable(error.to_string()))?;
-    Ok(Arc::new(Cdb {
-        name,
-        flags: shown_flags(request.fixed_flags()),
+    let (reader, metadata) = read(path, memory)?;
+    let shown_name = [b"cdb:", path.as_os_str().as_bytes()].concat();
+    let table = Cdb {
+        // The name was one without the suffix.
+        name: TableName::parse(&shown_name).unwrap_or_else(|_| name.clone()),
+        flags: shown_flags(flags),
         reader,
-        path,
-        caller: request.context.caller,
+        path: path.to_owned(),
+        caller,
         owner: owner(metadata.uid()),
         reported: AtomicBool::new(false),
-    }))
+    };
+    Ok((table, metadata))
+}
+
+fn shown(path: &Path) -> Printable<'_> {
+    Printable(path.as_os_str().as_bytes())
+}
+
+/// The reason for a table that does not open.
+fn cannot_open(path: &Path, reason: &NotRead) -> OpenError {
+    let file = shown(path);
+    OpenError::Unavailable(match reason {
+        NotRead::Open(error) => format!("open database {file}: {}", error_text(error)),
+        NotRead::Kind(text) => format!("dict_cdbq_open: unable to init {file}: {text}"),
+        NotRead::Contents(damage) => format!("error reading {file}: {damage}"),
+    })
 }
 
 /// What an open table says about itself: which forms of keys are tried.
@@ -121,6 +166,29 @@ enum NotRead {
     /// It cannot be a table at all.
     Kind(&'static str),
     Contents(Damage),
+}
+
+impl NotRead {
+    /// The system did not give the contents, which may be all right.
+    fn is_of_the_system(&self) -> bool {
+        matches!(self, Self::Open(_) | Self::Contents(Damage::Io(_)))
+    }
+}
+
+impl fmt::Display for NotRead {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Open(error) => f.write_str(&error_text(error)),
+            Self::Kind(text) => f.write_str(text),
+            Self::Contents(damage) => damage.fmt(f),
+        }
+    }
+}
+
+impl From<Damage> for NotRead {
+    fn from(damage: Damage) -> Self {
+        Self::Contents(damage)
+    }
 }
 
 /// Reads a file whole when it has at most `memory` bytes; a larger one is mapped.
@@ -180,6 +248,31 @@ impl Cdb {
             "error reading {}: {damage}",
             Printable(self.path.as_os_str().as_bytes())
         ))
+    }
+
+    /// The first key, as it is stored.
+    fn first_key(&self) -> Result<Option<Vec<u8>>, Damage> {
+        let Some(record) = self.reader.record(self.reader.first())? else {
+            return Ok(None);
+        };
+        let mut key = Vec::new();
+        self.reader.append_stored_key(record, &mut key)?;
+        Ok(Some(key))
+    }
+
+    /// Gives all entries as they are stored.
+    fn each(&self, mut entry: impl FnMut(&[u8], &[u8])) -> Result<(), Damage> {
+        let mut at = self.reader.first();
+        let (mut key, mut value) = (Vec::new(), Vec::new());
+        while let Some(record) = self.reader.record(at)? {
+            key.clear();
+            value.clear();
+            self.reader.append_stored_key(record, &mut key)?;
+            self.reader.append_stored_value(record, &mut value)?;
+            entry(&key, &value);
+            at = record.next();
+        }
+        Ok(())
     }
 
     fn find(&self, flags: Flags, key: &[u8], value: &mut Vec<u8>) -> Result<Outcome, Damage> {

@@ -11,6 +11,7 @@ mod braces;
 mod build;
 mod compact;
 mod context;
+mod damaged;
 mod file_values;
 mod fold;
 mod group;

@@ -15,6 +15,9 @@
 //! done, as many as there are (128 at most), in the order in which they came. A client gets its answer after the commit that
 //! holds its change. A commit that fails is done again for each change alone, so each client gets the answer to its own.
 //!
+//! A daemon that writes to a table sets a damaged file aside, as `FILE.lmdb.damaged-` and the time, and goes on with an empty one.
+//! So it does with `hash:`, `btree:` and `cdb:` files. What is only read is never touched.
+//!
 //! Differences from the reference: changes share commits; lookups take no lock, and every other access is locked,
 //! whatever the flags say; adding entries holds an exclusive lock throughout; a record is stored however often the
 //! limit must be doubled, and a source is not read twice for that; a file that is shorter than its contents is an
@@ -22,20 +25,22 @@
 //! on when its entry was deleted. For a daemon an empty key is not found.
 
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::MetadataExt as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 
 use arc_swap::ArcSwap;
-use postkeep_sys::lmdb::{Environment, Error, Options, Unlocked, Writer};
-use postkeep_sys::lock::Kind;
+use postkeep_sys::lmdb::{self, Environment, Error, Options, Unlocked, Writer};
+use postkeep_sys::lock::{Kind, LockedFile};
 use postkeep_table::{
     Access, Cursor, Flags, Latency, LookupError, OpenError, Outcome, Owner, Printable, Step, Table,
     TableName, Watch,
 };
 
+use crate::damaged;
 use crate::group::{Change, Entries, Group, Store};
 use crate::indexed::{
     self, Form, duplicate, forms, sync_directory, text, warn_when_older, with_suffix,
@@ -131,7 +136,14 @@ fn open_environment(
         write,
         map_size: request.context.lmdb_map_size,
     };
-    let environment = Environment::open(&path, options).map_err(|error| {
+    let heals = write && request.context.caller == Caller::Daemon;
+    let opened = Environment::open(&path, options).or_else(|error| {
+        if heals && set_aside(&path, error) {
+            return Environment::open(&path, options);
+        }
+        Err(error)
+    });
+    let environment = opened.map_err(|error| {
         OpenError::Unavailable(format!(
             "open database {}: {error}",
             Printable(path.as_os_str().as_bytes())
@@ -142,6 +154,26 @@ fn open_environment(
         sync_directory(&path);
     }
     Ok((path, options, environment))
+}
+
+/// Sets a file aside that is damaged; false when it is not, or cannot be set aside.
+fn set_aside(path: &Path, error: Error) -> bool {
+    if !error.is_damage() {
+        return false;
+    }
+    let Ok(file) = File::options().read(true).write(true).open(path) else {
+        return false;
+    };
+    let file = LockedFile::new(file);
+    let Ok(_guard) = file.write() else {
+        return false;
+    };
+    let inode = |metadata: &std::fs::Metadata| (metadata.dev(), metadata.ino());
+    let (ours, there) = (file.file().metadata(), std::fs::metadata(path));
+    let is_at = ours.is_ok_and(|ours| there.is_ok_and(|there| inode(&ours) == inode(&there)));
+    is_at
+        && lmdb::is_whole(file.file()).is_ok_and(|whole| !whole)
+        && damaged::set_aside(path, error)
 }
 
 /// A key in its stored form, without allocating; `None` when it is too long to be stored.
@@ -160,18 +192,37 @@ impl Lmdb {
         self.environment.load_full()
     }
 
-    /// Runs an operation, a second time on the file as it is now when the open one is damaged.
+    /// Runs an operation, a second time on the file as it is now when the open one is damaged. When that one is, too, and
+    /// this is what a daemon writes to, it is set aside, and the operation is run on an empty one.
     fn with<R>(&self, operation: impl Fn(&Environment) -> Result<R, Error>) -> Result<R, Error> {
         let environment = self.current();
         operation(&environment).or_else(|error| {
             if !error.is_damage() {
                 return Err(error);
             }
-            let fresh = Arc::new(Environment::open(&self.path, self.options).map_err(|_| error)?);
-            let result = operation(&fresh)?;
-            self.environment.store(fresh);
-            Ok(result)
+            self.on_fresh(error, &operation).or_else(|error| {
+                let heals = self.options.write && self.caller == Caller::Daemon;
+                if heals && set_aside(&self.path, error) {
+                    return self.on_fresh(error, &operation);
+                }
+                Err(error)
+            })
         })
+    }
+
+    /// Runs an operation on the file as it is now, which is the open one then if all goes well.
+    fn on_fresh<R>(
+        &self,
+        error: Error,
+        operation: impl Fn(&Environment) -> Result<R, Error>,
+    ) -> Result<R, Error> {
+        let fresh = Arc::new(Environment::open(&self.path, self.options).map_err(|_| error)?);
+        let result = operation(&fresh)?;
+        if self.options.write {
+            sync_directory(&self.path);
+        }
+        self.environment.store(fresh);
+        Ok(result)
     }
 
     /// Makes a change that is safe on the disk when this returns.
@@ -318,7 +369,11 @@ impl Table for Lmdb {
         });
         let outcome = match found {
             // Another file may have its name by now.
-            Err(error) if error.is_damage() && self.is_replaced(&environment) => {
+            Err(error)
+                if error.is_damage()
+                    && (self.is_replaced(&environment)
+                        || self.options.write && self.caller == Caller::Daemon) =>
+            {
                 let value = std::cell::RefCell::new(value);
                 let found = self.with(|environment| {
                     self.find(flags, key, &mut value.borrow_mut(), |keys, value| {

@@ -8,6 +8,7 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt as _;
 
+const MAGIC: u32 = 0xBEEF_C0DE;
 const PAGE_HEADER: usize = 16;
 const NODE_HEADER: usize = 8;
 const BRANCH: u16 = 1;
@@ -28,6 +29,24 @@ pub(super) fn page_size(file: &File) -> io::Result<Option<u64>> {
     file.read_exact_at(&mut bytes, (PAGE_HEADER + 24) as u64)?;
     let size = u32::from_ne_bytes(bytes);
     Ok((size.is_power_of_two() && (256..=65_536).contains(&size)).then_some(u64::from(size)))
+}
+
+/// Whether this is an LMDB file, all of whose pages that are in use are there.
+///
+/// # Errors
+/// The file could not be read.
+pub(super) fn is_whole(file: &File) -> io::Result<bool> {
+    let Some(size) = page_size(file)? else {
+        return Ok(false);
+    };
+    for start in [0, size] {
+        let mut magic = [0; 4];
+        file.read_exact_at(&mut magic, start + PAGE_HEADER as u64)?;
+        if u32::from_ne_bytes(magic) != MAGIC {
+            return Ok(false);
+        }
+    }
+    all_inside(file, usize::try_from(size).map_err(io::Error::other)?)
 }
 
 /// Walks both trees of the newest snapshot.

@@ -284,7 +284,14 @@ fn a_damaged_file_is_reported_once_and_asked_again() {
     for place in places(Caller::Daemon) {
         place.build(BuildMode::Create, &[("k", &"v".repeat(50_000)), ("a", "1")]);
         let table = place.open(Access::Read, Flags::LOCK);
-        let writer = place.open(Access::ReadWrite, Flags::LOCK);
+        // A daemon would set it aside.
+        let command = Registry::new(Context {
+            caller: Caller::Command,
+            ..Context::default()
+        });
+        let writer = command
+            .open(&place.name, Access::ReadWrite, Flags::LOCK)
+            .unwrap();
         let whole = std::fs::read(&place.file).unwrap();
         // In place, as the reference does it.
         std::fs::write(&place.file, &whole[..whole.len() - 30_000]).unwrap();

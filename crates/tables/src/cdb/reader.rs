@@ -353,6 +353,14 @@ impl Reader {
         Ok(())
     }
 
+    /// Appends the value of an entry as it is stored.
+    ///
+    /// # Errors
+    /// As [`Reader::append_value`].
+    pub fn append_stored_value(&self, record: Record, out: &mut Vec<u8>) -> Result<(), Damage> {
+        self.append(record.key_at() + record.key, record.value, out)
+    }
+
     /// Appends the key of an entry as it is stored.
     ///
     /// # Errors

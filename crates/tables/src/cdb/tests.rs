@@ -208,8 +208,11 @@ fn what_cannot_be_opened_has_the_reference_s_reason() {
     fs::remove_file(place.path("t.cdb")).unwrap();
     fs::create_dir(place.path("t.cdb")).unwrap();
     assert!(reason().starts_with("dict_cdbq_open: unable to init t.cdb: "));
-    let error = place
-        .registry
+    let command = Registry::new(Context {
+        caller: Caller::Command,
+        ..Context::default()
+    });
+    let error = command
         .open(&place.name(), Access::ReadWrite, Flags::empty())
         .err()
         .unwrap();
@@ -462,4 +465,83 @@ proptest! {
             prop_assert_eq!(&list(&reader).unwrap(), &model);
         }
     }
+}
+
+/// A table as a daemon changes it.
+fn changing(place: &Place) -> Arc<dyn Table> {
+    let context = Context {
+        caller: Caller::Daemon,
+        ..Context::default()
+    };
+    Registry::new(context)
+        .open(&place.name(), Access::ReadWrite, Flags::empty())
+        .unwrap()
+}
+
+fn found(table: &dyn Table, key: &str) -> Option<String> {
+    let mut value = Vec::new();
+    let outcome = table.lookup(Flags::empty(), key.as_bytes(), &mut value);
+    (outcome.unwrap() == Outcome::Done).then(|| String::from_utf8(value).unwrap())
+}
+
+#[test]
+fn a_daemon_changes_a_table_by_making_it_anew() {
+    let place = Place::new();
+    let table = changing(&place);
+    assert_eq!(place.file().len(), reader::HEADER as usize);
+    let put = |flags, key: &str, value: &str| {
+        table
+            .update(flags, key.as_bytes(), value.as_bytes())
+            .unwrap()
+    };
+    assert_eq!(put(Flags::DUP_REPLACE, "a", "1"), Outcome::Done);
+    let reader = place.open().unwrap();
+    assert_eq!(put(Flags::DUP_REPLACE, "b", "2"), Outcome::Done);
+    assert_eq!(put(Flags::DUP_REPLACE, "a", "3"), Outcome::Done);
+    assert_eq!(put(Flags::DUP_IGNORE, "a", "4"), Outcome::Absent);
+    assert_eq!(found(&*table, "a").as_deref(), Some("3"));
+    // One who has the old file has what was in it.
+    assert_eq!(found(&*reader, "a").as_deref(), Some("1"));
+    assert_eq!(found(&*place.open().unwrap(), "b").as_deref(), Some("2"));
+    assert_eq!(table.delete(Flags::empty(), b"b").unwrap(), Outcome::Done);
+    assert_eq!(table.delete(Flags::empty(), b"b").unwrap(), Outcome::Absent);
+    // The bytes are those of a table that was made with these entries.
+    let bytes = place.file();
+    place.make(Flags::empty(), &[(b"a", b"3")]);
+    assert_eq!(place.file(), bytes);
+    assert!(!place.path("t.cdb.tmp").exists());
+}
+
+#[test]
+fn what_others_make_is_what_is_changed() {
+    let place = Place::new();
+    place.make(Flags::TRY1NULL, &[(b"a", b"1"), (b"b", b"2")]);
+    fs::set_permissions(place.path("t.cdb"), fs::Permissions::from_mode(0o640)).unwrap();
+    let table = changing(&place);
+    // In the form that the table has.
+    table.update(Flags::DUP_REPLACE, b"a", b"3").unwrap();
+    place.open().unwrap();
+    let metadata = fs::metadata(place.path("t.cdb")).unwrap();
+    assert_eq!(metadata.mode() & 0o777, 0o640);
+    let bytes = place.file();
+    place.make(Flags::TRY1NULL, &[(b"b", b"2"), (b"a", b"3")]);
+    assert_eq!(place.file(), bytes);
+    place.make(Flags::DUP_IGNORE, &[(b"x", b"1"), (b"x", b"2")]);
+    assert_eq!(found(&*table, "a"), None);
+    assert_eq!(found(&*table, "x").as_deref(), Some("1"));
+    table.update(Flags::DUP_REPLACE, b"y", b"3").unwrap();
+    assert_eq!(found(&*table, "x").as_deref(), Some("1"));
+    table.update(Flags::DUP_REPLACE, b"x", b"4").unwrap();
+    assert_eq!(found(&*table, "x").as_deref(), Some("4"));
+    assert_eq!(table.delete(Flags::empty(), b"x").unwrap(), Outcome::Done);
+    assert_eq!(found(&*table, "x"), None);
+    // One who makes the table is waited for.
+    let builder = place.builder().unwrap();
+    std::thread::scope(|scope| {
+        let change = scope.spawn(|| table.update(Flags::DUP_REPLACE, b"late", b"1"));
+        builder.finish().unwrap();
+        assert_eq!(change.join().unwrap().unwrap(), Outcome::Done);
+    });
+    assert_eq!(found(&*table, "y"), None);
+    assert_eq!(found(&*table, "late").as_deref(), Some("1"));
 }

@@ -39,6 +39,43 @@ pub(super) struct Creating {
     renamed: bool,
 }
 
+/// The entries of a table that is changed, by their stored form.
+#[derive(Default)]
+pub(super) struct Stored(Entries);
+
+impl Stored {
+    /// Takes over an entry that is there. Of several with one key only the first counts, as in a lookup.
+    pub fn load(&mut self, key: &[u8], value: &[u8]) {
+        // What is in a file fits into one.
+        self.0.put_stored(Flags::empty(), key, value, LARGEST);
+    }
+
+    pub fn write(&self, out: &mut impl Write) -> io::Result<()> {
+        self.0.write(out)
+    }
+}
+
+impl crate::group::Entries for Stored {
+    type Error = io::Error;
+
+    fn put(&mut self, key: &[u8], value: &[u8], replace: bool) -> io::Result<bool> {
+        let flags = if replace {
+            Flags::DUP_REPLACE
+        } else {
+            Flags::empty()
+        };
+        match self.0.put_stored(flags, key, value, LARGEST) {
+            Put::Stored => Ok(true),
+            Put::Duplicate => Ok(false),
+            Put::TooLarge => Err(io::Error::other("a cdb file cannot be larger than 4 GB")),
+        }
+    }
+
+    fn delete(&mut self, key: &[u8]) -> io::Result<bool> {
+        Ok(self.0.delete(key))
+    }
+}
+
 /// The entries, in order.
 #[derive(Default)]
 struct Entries {
@@ -55,7 +92,7 @@ struct Entry {
     start: usize,
     key: usize,
     value: usize,
-    /// Another one took its place.
+    /// Another one took its place, or it was deleted.
     replaced: bool,
 }
 
@@ -80,6 +117,16 @@ impl Creating {
         })
     }
 
+    /// Makes a table of what there is, unless somebody else was faster.
+    pub fn finish_unless_there(self) -> io::Result<()> {
+        if self.path.exists() {
+            return Ok(());
+        }
+        Box::new(self)
+            .finish()
+            .map_err(|error| io::Error::other(error.to_string()))
+    }
+
     fn failure(&self, error: &io::Error) -> BuildError {
         BuildError::Failed(format!(
             "error writing {}: {}",
@@ -96,7 +143,7 @@ fn shown(path: &Path) -> Printable<'_> {
 /// Makes the temporary file and locks it; waits for others that are making the same table.
 ///
 /// One that was left behind goes: its mode and its owner need not be those that the table is to have.
-fn open_temporary(path: &Path) -> io::Result<File> {
+pub(super) fn open_temporary(path: &Path) -> io::Result<File> {
     let mut options = OpenOptions::new();
     options
         .write(true)
@@ -154,16 +201,30 @@ impl Entries {
     /// Adds an entry; keys and values without what the form puts behind them.
     fn put(&mut self, form: Form, flags: Flags, key: &[u8], value: &[u8], largest: u64) -> Put {
         let tail = form.tail();
-        let stored = [key, tail].concat();
+        let (key, value) = ([key, tail].concat(), [value, tail].concat());
+        self.put_stored(flags, &key, &value, largest)
+    }
+
+    /// Removes an entry; false when there is none.
+    fn delete(&mut self, key: &[u8]) -> bool {
+        let Some(number) = self.numbers.remove(key) else {
+            return false;
+        };
+        self.list[number].replaced = true;
+        self.size -= self.list[number].size();
+        true
+    }
+
+    fn put_stored(&mut self, flags: Flags, stored: &[u8], value: &[u8], largest: u64) -> Put {
         let next = self.list.len();
         let mut size = self.size;
         let mut entry = Entry {
             start: self.bytes.len(),
             key: stored.len(),
-            value: value.len() + tail.len(),
+            value: value.len(),
             replaced: false,
         };
-        let place = self.numbers.entry(stored.clone().into_boxed_slice());
+        let place = self.numbers.entry(stored.into());
         let old = match &place {
             Place::Occupied(old) => Some(*old.get()),
             Place::Vacant(_) => None,
@@ -189,7 +250,7 @@ impl Entries {
         }
         self.size = size;
         entry.start = self.bytes.len();
-        for piece in [&stored, value, tail] {
+        for piece in [stored, value] {
             self.bytes.extend_from_slice(piece);
         }
         self.list.push(entry);
