@@ -28,7 +28,7 @@ for page in man/*; do
     gzip -9n <"$page" >"$root/usr/share/man/man$section/$(basename "$page").gz"
 done
 doc="$root/usr/share/doc/postkeep"
-install -D -m 644 -t "$doc" README.md docs/compatibility.md docs/tables.md docs/metrics.md docs/many-machines.md
+install -D -m 644 -t "$doc" README.md docs/compatibility.md docs/tables.md docs/metrics.md docs/many-machines.md docs/moving.md docs/slow-tables.md
 install -D -m 644 -t "$doc/examples" packaging/monitoring/*
 gzip -9n <CHANGELOG.md >"$doc/changelog.gz"
 {
