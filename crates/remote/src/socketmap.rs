@@ -30,6 +30,9 @@ pub fn request(map: &[u8], key: &[u8], out: &mut Vec<u8>) {
     out.push(b',');
 }
 
+/// A length has no more digits.
+const MOST_DIGITS: usize = 100;
+
 /// A netstring at the beginning of the input.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Netstring<'a> {
@@ -67,6 +70,10 @@ pub fn netstring(input: &[u8], limit: usize) -> Result<Option<Netstring<'_>>, Ne
                 None => Ok(None),
             };
         }
+        // Zeros without end are no number, in how many pieces they may come.
+        if at >= MOST_DIGITS {
+            return Err(NetstringError::Size);
+        }
         if !byte.is_ascii_digit() {
             return Err(NetstringError::Format);
         }
@@ -74,10 +81,6 @@ pub fn netstring(input: &[u8], limit: usize) -> Result<Option<Netstring<'_>>, Ne
             .checked_mul(10)
             .and_then(|length| length.checked_add(usize::from(byte - b'0')))
             .ok_or(NetstringError::Size)?;
-    }
-    // Zeros without end are no number.
-    if input.len() > 100 {
-        return Err(NetstringError::Size);
     }
     Ok(None)
 }
@@ -176,6 +179,17 @@ mod tests {
     fn payload(input: &str) -> Result<Option<(&str, usize)>, NetstringError> {
         Ok(netstring(input.as_bytes(), 10)?
             .map(|found| (std::str::from_utf8(found.payload).unwrap(), found.consumed)))
+    }
+
+    #[test]
+    fn zeros_without_end_are_refused_in_any_pieces() {
+        let zeros = "0".repeat(MOST_DIGITS);
+        assert_eq!(netstring(zeros.as_bytes(), 10), Ok(None));
+        assert!(netstring(format!("{zeros}:,").as_bytes(), 10).is_ok_and(|read| read.is_some()));
+        for rest in ["0", "x", "0x", "0:,"] {
+            let text = format!("{zeros}{rest}");
+            assert_eq!(netstring(text.as_bytes(), 10), Err(NetstringError::Size));
+        }
     }
 
     #[test]

@@ -32,7 +32,8 @@ fn harmless(data: &[u8]) -> Vec<u8> {
     text
 }
 
-/// The configuration file of every type that has one: a table opens, or is refused in words.
+/// The configuration file of every type that has one: a table opens, or is refused in words. Most of the time goes into
+/// certificates of the system: with `SSL_CERT_FILE` in the environment, a file with one, ten times as many are tried.
 pub fn network_tables_cf(data: &[u8]) {
     static REGISTRY: LazyLock<Registry> = LazyLock::new(|| Registry::new(Context::default()));
     let text = harmless(data);
@@ -78,7 +79,10 @@ pub fn mongodb_rules(data: &[u8]) {
     if let Projection::Document(document) = Projection::parse(projection.to_vec()) {
         assert_eq!(document.get_i32("_id").ok(), Some(0));
     }
-    if let Ok(uri) = std::str::from_utf8(uri) {
+    // The mark stands for the password, and must be nowhere else.
+    if let Ok(uri) = std::str::from_utf8(uri)
+        && !uri.contains('\u{1}')
+    {
         let told = shown(&format!("mongodb://u:\u{1}{uri}")).to_string();
         assert!(!told.contains('\u{1}') || !uri.contains('@'), "{told}");
     }
