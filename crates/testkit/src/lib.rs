@@ -16,6 +16,6 @@ pub mod vectors;
 
 pub use peer::Peer;
 pub use private_postfix::PrivatePostfix;
-pub use program::{Implementation, RealPostfix, postkeep_binary, real_postfix};
+pub use program::{Implementation, RealPostfix, example_binary, postkeep_binary, real_postfix};
 pub use scratch::Scratch;
 pub use stand_in::StandIn;

@@ -29,6 +29,7 @@ pub struct Plan {
     indexed: Vec<(String, String)>,
     executable: Option<PathBuf>,
     daemons: Vec<String>,
+    others: Vec<(String, PathBuf)>,
 }
 
 impl Plan {
@@ -43,7 +44,15 @@ impl Plan {
             indexed: Vec::new(),
             executable: None,
             daemons: Vec::new(),
+            others: Vec::new(),
         }
+    }
+
+    /// Takes this executable for the daemon of that name.
+    #[must_use]
+    pub fn daemon_at(mut self, name: &str, path: &Path) -> Self {
+        self.others.push((name.to_owned(), path.to_path_buf()));
+        self
     }
 
     /// Makes our executable a daemon of that name, too, for a line of master.cf.
@@ -114,6 +123,9 @@ impl Plan {
                 return Ok(None);
             };
             replaced.push((daemon, executable));
+        }
+        for (daemon, executable) in &self.others {
+            replaced.push((daemon, executable.clone()));
         }
         PrivatePostfix::start(&self, real, &replaced).map(Some)
     }

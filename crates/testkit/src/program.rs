@@ -61,6 +61,27 @@ pub fn postkeep_binary() -> Option<PathBuf> {
     found
 }
 
+/// The executable of an example of one of our crates, beside the running test. Builds nothing; `cargo test` for the
+/// whole workspace does.
+///
+/// `None`, after a [`skip`], when there is none.
+///
+/// # Panics
+/// Under CI, when there is none.
+pub fn example_binary(name: &str) -> Option<PathBuf> {
+    let running = env::current_exe().ok()?;
+    let found = running
+        .ancestors()
+        .skip(1)
+        .take(2)
+        .map(|directory| directory.join("examples").join(name))
+        .find(|path| path.is_file());
+    if found.is_none() {
+        skip(&format!("no example {name}: build it first"));
+    }
+    found
+}
+
 /// Where an installed Postfix keeps its programs.
 #[derive(Clone, Debug)]
 pub struct RealPostfix {

@@ -39,12 +39,11 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// The service `service` (`scache`, `proxymap` or `proxywrite`) as master.cf has it by default.
+    /// The service `service` (`scache`, `anvil`, `proxymap` or `proxywrite`) as master.cf has it by default.
     pub fn new(implementation: Implementation, service: &str) -> Self {
-        let daemon = if service == "scache" {
-            "scache"
-        } else {
-            "proxymap"
+        let daemon = match service {
+            "scache" | "anvil" => service,
+            _ => "proxymap",
         };
         let mut arguments = Vec::new();
         if service != "proxymap" {
