@@ -1,7 +1,7 @@
 //! proxywrite on a disk that fails: it is killed at each step of its work, the power fails, the disk is full, and what is
 //! to be brought to it is not. What was acknowledged is there afterwards, what was not is there as a whole or not at all.
 //!
-//! `POSTKEEP_KILLS` in the environment is how often it ends; 25 otherwise.
+//! `POSTKEEP_KILLS` in the environment is how often it ends; 12 otherwise.
 
 use std::fs;
 use std::path::PathBuf;
@@ -92,7 +92,7 @@ fn survives_ends(
 ) -> Result<()> {
     let ends = match std::env::var("POSTKEEP_KILLS") {
         Ok(ends) => ends.parse()?,
-        Err(_) => 25,
+        Err(_) => 12,
     };
     let mut owners = Owners::default();
     let mut random = Random(0x1234_5678_9ABC);
