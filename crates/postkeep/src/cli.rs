@@ -11,7 +11,7 @@ use std::process::ExitCode;
 use clap::{ArgAction, Args, CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
 
-use crate::commands::{adopt, doctor, proxymap, release, reload, scache, status, top};
+use crate::commands::{adopt, doctor, proxymap, release, reload, scache, shadow, status, top};
 use crate::{serve, tools};
 
 /// A connection cache and a lookup table server for Postfix, with or without Postfix.
@@ -45,6 +45,8 @@ enum Command {
     Doctor(doctor::Options),
     /// Have services, or one of their tables, begin anew
     Reload(reload::Options),
+    /// Compare another proxymap with Postfix's own on the requests of its clients
+    Shadow(shadow::Options),
     /// Say how the services are, on one screen and in the exit status
     Status(status::Options),
     /// Show what the services do, while they do it
@@ -118,6 +120,7 @@ pub(crate) fn run(arguments: &[OsString]) -> ExitCode {
         Command::Release(options) => release::run(&options),
         Command::Doctor(options) => doctor::run(&options),
         Command::Reload(options) => reload::run(&options),
+        Command::Shadow(options) => shadow::run(&options),
         Command::Status(options) => status::run(&options),
         Command::Top(options) => top::run(&options),
         Command::Scache(command) => scache::run(&command),

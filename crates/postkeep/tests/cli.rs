@@ -22,6 +22,7 @@ fn every_command_has_help() {
         &["adopt"],
         &["release"],
         &["doctor"],
+        &["shadow"],
         &["status"],
         &["top"],
         &["scache"],

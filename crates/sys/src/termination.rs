@@ -21,9 +21,22 @@ impl Termination {
     /// # Errors
     /// signalfd(2) or `pthread_sigmask(3)` failed; the signal then does what it did before.
     pub fn hold() -> io::Result<Self> {
-        let signals = set();
+        Self::hold_all(&set())
+    }
+
+    /// The same with SIGINT, which control-C sends, for commands that have something to say at the end.
+    ///
+    /// # Errors
+    /// As of [`Termination::hold`].
+    pub fn hold_with_interrupt() -> io::Result<Self> {
+        let mut signals = set();
+        signals.add(Signal::SIGINT);
+        Self::hold_all(&signals)
+    }
+
+    fn hold_all(signals: &SigSet) -> io::Result<Self> {
         let descriptor =
-            SignalFd::with_flags(&signals, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?;
+            SignalFd::with_flags(signals, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?;
         signals.thread_block()?;
         Ok(Self { descriptor })
     }

@@ -6,6 +6,7 @@ pub(crate) mod proxymap;
 pub(crate) mod release;
 pub(crate) mod reload;
 pub(crate) mod scache;
+pub(crate) mod shadow;
 pub(crate) mod status;
 pub(crate) mod top;
 
