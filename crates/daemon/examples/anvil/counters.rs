@@ -296,7 +296,7 @@ impl Counters {
 mod tests {
     use super::*;
 
-    const UNIT: Duration = Duration::from_secs(60);
+    const UNIT: Duration = Duration::from_mins(1);
 
     fn at(seconds: u64) -> Now {
         Now {
