@@ -224,7 +224,14 @@ fn text(number: u8) -> Vec<u8> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(400))]
+    // More with PROPTEST_CASES in the environment.
+    #![proptest_config(ProptestConfig {
+        cases: std::env::var("PROPTEST_CASES")
+            .ok()
+            .and_then(|cases| cases.parse().ok())
+            .unwrap_or(400),
+        ..ProptestConfig::default()
+    })]
 
     #[test]
     fn the_cache_does_what_the_model_does(
