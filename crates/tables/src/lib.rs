@@ -15,6 +15,8 @@ mod damaged;
 mod file_values;
 mod fold;
 mod group;
+#[cfg(test)]
+mod group_tests;
 mod indexed;
 mod layer;
 mod members;
@@ -26,6 +28,7 @@ mod rule_source;
 mod source;
 mod substitution;
 mod surrogate;
+mod sync;
 mod table_config;
 mod table_type;
 

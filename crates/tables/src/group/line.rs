@@ -6,7 +6,7 @@
 use std::collections::VecDeque;
 
 /// The most changes of one commit.
-pub(super) const MOST: usize = 128;
+pub(crate) const MOST: usize = 128;
 
 /// Above this size (bytes) a commit takes no further change.
 pub(super) const MOST_BYTES: usize = 1 << 20;

@@ -1,4 +1,7 @@
-use super::*;
+//! Groups of real threads; `tests/group_model` goes through the orders in which they may run.
+
+use crate::group::{Group, MOST, Store};
+use crate::sync::Mutex;
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc;
@@ -56,7 +59,7 @@ fn run(first: u32, others: &[u32]) -> (Vec<Told>, Vec<Vec<u32>>) {
                 }
             }
             // Changes get in line in this order.
-            while group.line().len() < number + 1 {
+            while group.waiting() < number + 1 {
                 thread::yield_now();
             }
         }
@@ -66,7 +69,7 @@ fn run(first: u32, others: &[u32]) -> (Vec<Told>, Vec<Vec<u32>>) {
             .map(|thread| thread.join().unwrap_or(None))
             .collect()
     });
-    assert_eq!(group.line().len(), 0);
+    assert_eq!(group.waiting(), 0);
     (results, store.kept.into_inner().unwrap())
 }
 
@@ -97,7 +100,7 @@ fn nobody_waits_for_a_leader_that_broke_down() {
 
 #[test]
 fn the_next_in_line_leads_when_the_leader_breaks_down() {
-    let mut others = [3; line::MOST];
+    let mut others = [3; MOST];
     others[0] = BREAKS;
     let (results, kept) = run(1, &others);
     // The last one was not in the batch that broke down.
@@ -138,5 +141,5 @@ fn many_threads_get_the_outcome_of_their_own() {
     let kept = store.kept.into_inner().unwrap();
     let wanted = (0..THREADS * EACH).filter(|number| number % 1500 < BAD);
     assert_eq!(kept.iter().map(Vec::len).sum::<usize>(), wanted.count());
-    assert!(group.line().len() == 0);
+    assert!(group.waiting() == 0);
 }

@@ -8,11 +8,13 @@ mod change;
 mod line;
 
 use std::cell::{Cell, OnceCell};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
+use crate::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use line::{Line, Place};
 
 pub(crate) use change::{Change, Entries};
+#[cfg(test)]
+pub(crate) use line::MOST;
 
 /// Where changes go.
 pub(crate) trait Store {
@@ -191,6 +193,3 @@ impl<C, E> Drop for Lead<'_, C, E> {
         }
     }
 }
-
-#[cfg(test)]
-mod tests;
