@@ -53,14 +53,14 @@ pub fn scan(input: &[u8], limit: usize) -> Scanned<'_> {
             .saturating_mul(10)
             .saturating_add(usize::from(digit - b'0'))
     });
+    // Before the byte that follows, as what is said of a part must hold for the whole.
+    if length > limit {
+        return Scanned::TooLarge;
+    }
     match input.get(digits) {
-        None if length > limit => return Scanned::TooLarge,
         None => return Scanned::Incomplete,
         Some(b':') if digits > 0 => {}
         Some(_) => return Scanned::NoNetstring,
-    }
-    if length > limit {
-        return Scanned::TooLarge;
     }
     let start = digits + 1;
     let Some(end) = start.checked_add(length) else {
@@ -151,7 +151,16 @@ mod tests {
         for part in ["", "1", "10", "10:", "10:012345678", "10:0123456789"] {
             assert_eq!(scan(part.as_bytes(), 10), Scanned::Incomplete, "{part}");
         }
-        for large in ["11", "11:", "11:x", "99", "9999999999", "9999999999:"] {
+        for large in [
+            "11",
+            "11:",
+            "11:x",
+            "11;",
+            "99",
+            "9999999999",
+            "9999999999:",
+            "99999999999",
+        ] {
             assert_eq!(scan(large.as_bytes(), 10), Scanned::TooLarge, "{large}");
         }
     }

@@ -112,7 +112,12 @@ impl Memcached {
         let mut answer = Vec::new();
         let mut some = [0; 4096];
         while !answer.ends_with(end.as_bytes()) {
-            let length = client.read(&mut some).unwrap();
+            let length = match client.read(&mut some) {
+                Ok(length) => length,
+                // A socket with a time limit is not read again by itself after a signal or a stop of the machine.
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Err(error) => panic!("{error}: {}", answer.escape_ascii()),
+            };
             assert!(length > 0, "{}", answer.escape_ascii());
             answer.extend_from_slice(&some[..length]);
         }
