@@ -83,6 +83,11 @@ impl Disk {
         &self.root
     }
 
+    /// A path that is not on the disk.
+    pub fn outside(&self, name: &str) -> PathBuf {
+        self.place.path().join(name)
+    }
+
     /// Lets the directory be a small file system (bytes), which is empty.
     ///
     /// # Errors

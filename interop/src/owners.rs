@@ -1,6 +1,8 @@
 //! Clients that change a table and remember what was acknowledged.
 
 use std::collections::BTreeMap;
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -59,6 +61,29 @@ pub enum Until<'a> {
     Asked(u64),
 }
 
+/// The name of a table of a type in a directory. For `sqlite`, and for `sqlite-wal` with a log, its configuration is
+/// written to `configuration`, where it outlives what happens to the directory.
+///
+/// # Errors
+/// Of the file system.
+pub fn table(kind: &str, directory: &Path, configuration: &Path) -> Result<String> {
+    let directory = directory.display();
+    let mode = match kind {
+        "sqlite" => "",
+        "sqlite-wal" => "PRAGMA journal_mode = WAL; ",
+        kind => return Ok(format!("{kind}:{directory}/t")),
+    };
+    let text = format!(
+        "dbpath = {directory}/t.sqlite\nquery = SELECT v FROM t WHERE k = '%s'\n\
+         update_query = INSERT INTO t VALUES (:key, :value) ON CONFLICT (k) DO UPDATE SET v = :value\n\
+         delete_query = DELETE FROM t WHERE k = :key\n\
+         schema = {mode}CREATE TABLE t (k TEXT PRIMARY KEY, v TEXT) WITHOUT ROWID\n"
+    );
+    fs::write(configuration, text)?;
+    fs::set_permissions(configuration, fs::Permissions::from_mode(0o644))?;
+    Ok(format!("sqlite:{}", configuration.display()))
+}
+
 fn key(owner: usize, entry: usize) -> String {
     format!("owner{owner:02}-{entry:02}@example.test")
 }
@@ -102,8 +127,8 @@ pub fn client(daemon: &StandIn) -> Client {
 /// # Errors
 /// It says that anything is wrong.
 pub fn list(sides: &Sides, table: &str) -> Result<BTreeMap<String, String>> {
-    // It does not list cdb tables, so it is asked for all keys that there may be.
-    let asks = table.starts_with("cdb:");
+    // What it does not list is asked for all keys that there may be.
+    let asks = table.starts_with("cdb:") || table.starts_with("sqlite:");
     let keys: String = (0..CLIENTS * KEYS)
         .map(|number| key(number / KEYS, number % KEYS) + "\n")
         .collect();

@@ -12,7 +12,9 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, anyhow, ensure};
 use postkeep_client::proxymap::Status;
-use postkeep_interop::owners::{CACHE, Owners, Until, client, list_after_restart, open, plan};
+use postkeep_interop::owners::{
+    CACHE, Owners, Until, client, list_after_restart, open, plan, table,
+};
 use postkeep_interop::postmap::{Random, Sides};
 use postkeep_testkit::{Scratch, postkeep_binary, scratch};
 
@@ -20,7 +22,7 @@ fn place(name: &str, kind: &str) -> Result<(Scratch, String)> {
     let place = Scratch::new(&format!("{name}-{kind}"))?;
     let directory = place.directory("tables", 0o755)?;
     scratch::give_to("postfix", &directory)?;
-    let table = format!("{kind}:{}/t", directory.display());
+    let table = table(kind, &directory, &place.path().join("t.cf"))?;
     Ok((place, table))
 }
 
@@ -42,6 +44,16 @@ fn what_was_acknowledged_in_btree_survives_a_kill() -> Result<()> {
 #[test]
 fn what_was_acknowledged_in_cdb_survives_a_kill() -> Result<()> {
     survives_kills("cdb")
+}
+
+#[test]
+fn what_was_acknowledged_in_sqlite_survives_a_kill() -> Result<()> {
+    survives_kills("sqlite")
+}
+
+#[test]
+fn what_was_acknowledged_in_sqlite_with_a_log_survives_a_kill() -> Result<()> {
+    survives_kills("sqlite-wal")
 }
 
 fn survives_kills(kind: &str) -> Result<()> {

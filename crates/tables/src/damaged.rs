@@ -24,8 +24,14 @@ const MOST: usize = 5;
 ///
 /// The caller has the file locked, and has made sure that it is still the one of this name, and damaged.
 pub(crate) fn set_aside(path: &Path, reason: impl Display) -> bool {
+    set_aside_with(path, &[], reason)
+}
+
+/// As [`set_aside`], for a file whose contents are partly in others: those that have its name with one of these endings get the new
+/// name with the same ending.
+pub(crate) fn set_aside_with(path: &Path, endings: &[&str], reason: impl Display) -> bool {
     let shown = Printable(path.as_os_str().as_bytes());
-    match rename(path) {
+    match rename(path, endings) {
         Ok(aside) => {
             sync_directory(path);
             warn!(
@@ -44,7 +50,7 @@ pub(crate) fn set_aside(path: &Path, reason: impl Display) -> bool {
     }
 }
 
-fn rename(path: &Path) -> io::Result<PathBuf> {
+fn rename(path: &Path, endings: &[&str]) -> io::Result<PathBuf> {
     if fs::symlink_metadata(path)?.is_symlink() {
         // What it leads to is somebody else's.
         return Err(io::Error::other("a symbolic link"));
@@ -79,6 +85,15 @@ fn rename(path: &Path) -> io::Result<PathBuf> {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
             Err(error) => return Err(error),
             Ok(()) => {
+                // The file itself last: as long as it is there, it is known to be damaged.
+                for ending in endings {
+                    match fs::rename(with(path, ending), with(&aside, ending)) {
+                        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                            return Err(error);
+                        }
+                        _ => {}
+                    }
+                }
                 fs::remove_file(path)?;
                 return Ok(aside);
             }
@@ -160,6 +175,25 @@ mod tests {
             .map(|entry| fs::read_to_string(entry.unwrap().path()).unwrap())
             .collect();
         assert_eq!(contents.len(), MOST + 1);
+        let path = directory.path().join("u.db");
+        fs::write(&path, "file").unwrap();
+        fs::write(directory.path().join("u.db-log"), "log").unwrap();
+        assert!(set_aside_with(&path, &["-log", "-other"], "why"));
+        assert!(!directory.path().join("u.db-log").exists());
+        let mut aside: Vec<_> = fs::read_dir(directory.path())
+            .unwrap()
+            .map(|entry| entry.unwrap().path())
+            .filter(|path| path.to_string_lossy().contains("u.db"))
+            .map(|path| {
+                (
+                    path.to_string_lossy().ends_with("-log"),
+                    fs::read(path).unwrap(),
+                )
+            })
+            .collect();
+        aside.sort();
+        assert_eq!(aside, [(false, b"file".to_vec()), (true, b"log".to_vec())]);
+        fs::write(&path, "file").unwrap();
         let link = directory.path().join("l.db");
         std::os::unix::fs::symlink(&path, &link).unwrap();
         assert!(!set_aside(&link, "why"));

@@ -16,6 +16,8 @@ struct Numbers {
 
 const BAD: u32 = 1000;
 const BREAKS: u32 = 2000;
+/// To be made alone would help nobody.
+const LATE: u32 = 3000;
 
 impl Store for Numbers {
     type Change = u32;
@@ -32,6 +34,10 @@ impl Store for Numbers {
         }
         self.kept.lock().unwrap().push(changes.clone());
         Ok(changes.iter().map(|number| number % 2 == 1).collect())
+    }
+
+    fn for_each(&self, error: &u32) -> Option<u32> {
+        (*error == LATE).then_some(LATE)
     }
 }
 
@@ -89,6 +95,13 @@ fn one_that_cannot_be_made_spoils_no_other() {
     assert_eq!(kept, [[1], [3]]);
     let (results, kept) = run(BAD, &[]);
     assert_eq!((results, kept), (vec![Some(Err(BAD))], vec![]));
+}
+
+#[test]
+fn what_helps_nobody_is_not_tried_for_each() {
+    let (results, kept) = run(LATE, &[1, 3]);
+    assert_eq!(results, [Some(Err(LATE)); 3]);
+    assert!(kept.is_empty());
 }
 
 #[test]

@@ -5,14 +5,14 @@
 //! configuration file names) is looked for in that file.
 
 use std::borrow::Cow;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsStr;
 use std::fs;
 use std::io::Read;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use postkeep_conf::Dictionary;
+use postkeep_conf::{Dictionary, LogicalLines, split_name_value};
 use postkeep_daemon::Reach;
 use postkeep_proxymap::role::Role;
 use postkeep_tables::table_types;
@@ -135,6 +135,12 @@ impl Places {
             } else {
                 keys_of(part.rest, main_cf)
             };
+            if part.types.last() == Some(&&b"sqlite"[..])
+                && let Some(database) = changed_database(&text)
+            {
+                // SQLite makes files beside it.
+                add(&mut self.files, Path::new(OsStr::from_bytes(&database)));
+            }
             self.configuration(&text, main_cf);
         }
     }
@@ -178,7 +184,24 @@ fn text_of(path: &Path) -> Vec<u8> {
     text
 }
 
-/// The values of main.cf that configure a table of this name.
+/// The path of an SQLite database that a table's configuration has statements to change.
+fn changed_database(text: &[u8]) -> Option<Vec<u8>> {
+    let mut values = BTreeMap::new();
+    for line in LogicalLines::new(text) {
+        if let Ok((key, value)) = split_name_value(&line.text) {
+            values.insert(key.to_vec(), value.to_vec());
+        }
+    }
+    let changes = ["update_query", "delete_query"].iter().any(|key| {
+        values
+            .get(key.as_bytes())
+            .is_some_and(|value| !value.is_empty())
+    });
+    let database = values.remove(&b"dbpath"[..])?;
+    (changes && database.starts_with(b"/")).then_some(database)
+}
+
+/// What main.cf has to configure a table of this name, as its file would have it.
 fn keys_of(name: &[u8], main_cf: &Dictionary) -> Vec<u8> {
     let mut text = Vec::new();
     for (key, value) in main_cf.iter() {
@@ -186,8 +209,8 @@ fn keys_of(name: &[u8], main_cf: &Dictionary) -> Vec<u8> {
         if !name.is_empty() && rest.is_some() {
             // A value that cannot be evaluated is the table's to complain about.
             let value = main_cf.expand(value, &mut Vec::new()).unwrap_or_default();
-            text.extend_from_slice(&value);
-            text.push(b'\n');
+            let key = key.get(name.len() + 1..).unwrap_or_default();
+            text.extend_from_slice(&[key, b" = ", &value[..], b"\n"].concat());
         }
     }
     text
@@ -398,6 +421,42 @@ mod tests {
         assert_eq!(reach.writable, writable);
         wanted.retain(|place| !writable.contains(place));
         assert_eq!(reach.readable, wanted);
+    }
+
+    #[test]
+    fn a_database_that_is_changed_is_written_to_with_its_directory() {
+        let scratch = tempfile::tempdir().unwrap();
+        let root = fs::canonicalize(scratch.path()).unwrap();
+        for name in ["read", "changed", "main"] {
+            fs::create_dir(root.join(name)).unwrap();
+        }
+        let base = |name: &str| format!("{}/{name}/base", root.display());
+        fs::write(
+            root.join("r.cf"),
+            format!("dbpath = {}\nquery = a\n", base("read")),
+        )
+        .unwrap();
+        fs::write(
+            root.join("w.cf"),
+            format!(
+                "dbpath =\n {}\nquery = a\ndelete_query = b\n",
+                base("changed")
+            ),
+        )
+        .unwrap();
+        let mut main_cf = main_cf();
+        main_cf.set("cache_dbpath", base("main").as_bytes());
+        main_cf.set("cache_update_query", b"c");
+        let tables = ["r.cf", "w.cf"].map(|name| format!("sqlite:{}/{name}", root.display()));
+        let tables = tables
+            .iter()
+            .map(String::as_bytes)
+            .chain([&b"sqlite:cache"[..]]);
+        let reach = of(Role::Write, tables, Path::new("/data"), &main_cf);
+        let writable = ["changed", "main"].map(|name| root.join(name));
+        assert_eq!(reach.writable[..2], writable);
+        assert_eq!(reach.writable[2..], [PathBuf::from("/data")]);
+        assert!(reach.readable.contains(&root.join("read")));
     }
 
     #[test]

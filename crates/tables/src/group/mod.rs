@@ -32,6 +32,13 @@ pub(crate) trait Store {
         &self,
         changes: &dyn Fn() -> Vec<&'c Self::Change>,
     ) -> Result<Vec<bool>, Self::Error>;
+
+    /// What each change of a transaction gets that failed for this reason, when it would help none of them to be made alone:
+    /// somebody else has the file, for whom one has waited long enough. `None`: each is made alone.
+    fn for_each(&self, error: &Self::Error) -> Option<Self::Error> {
+        let _ = error;
+        None
+    }
 }
 
 /// What a waiting thread is told.
@@ -158,10 +165,15 @@ impl<C, E> Lead<'_, C, E> {
                 }
             }
             ([waiter], Err(error)) => waiter.tell(Told::Done(Some(Err(error)))),
-            (batch, _) => {
+            (batch, results) => {
+                let error = results.err();
                 for waiter in batch {
-                    let result = store.apply(&|| vec![&waiter.change]);
-                    let result = result.map(|results| results.first() == Some(&true));
+                    let result = match error.as_ref().and_then(|error| store.for_each(error)) {
+                        Some(error) => Err(error),
+                        None => store
+                            .apply(&|| vec![&waiter.change])
+                            .map(|results| results.first() == Some(&true)),
+                    };
                     waiter.tell(Told::Done(Some(result)));
                 }
             }
