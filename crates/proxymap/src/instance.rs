@@ -4,11 +4,9 @@
 //! may wait are run. From then on the current table is behind an atomic pointer: lookups take no lock, and a
 //! reload swaps the pointer under them.
 
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
-use arc_swap::{ArcSwap, Guard};
 use postkeep_table::{CacheCounts, Cursor, Flags, NameError, OpenError, Table, TableName};
 use postkeep_wire::diagnostics::{Shown, Throttle};
 use postkeep_wire::proxymap::{Generation, Operation};
@@ -16,6 +14,9 @@ use postkeep_wire::proxymap::{Generation, Operation};
 use crate::counters::Counters;
 use crate::role::Role;
 use crate::share::Environment;
+use crate::sync::{
+    ArcSwap, AtomicBool, AtomicU8, AtomicU64, Guard, Mutex, MutexGuard, Ordering, PoisonError,
+};
 use crate::watch::{Verdict, Watched};
 
 /// The flags that an opener may ask for. What a table says about itself is not among them, nor is
@@ -299,6 +300,7 @@ impl Instance {
             Ok((current, files)) => {
                 *watched = files;
                 self.current.store(Arc::new(current));
+                self.leave();
                 self.unsupported.store(0, Ordering::Relaxed);
                 self.counters.count_reload();
                 true
@@ -329,6 +331,7 @@ impl Instance {
             .map_err(|error| error.to_string())?;
         *watched = files;
         self.current.store(Arc::new(current));
+        self.leave();
         self.unsupported.store(0, Ordering::Relaxed);
         self.counters.count_reload();
         log::info!("table {} is opened anew", self.registered);
@@ -396,6 +399,13 @@ impl Instance {
     pub(crate) fn retire(&self) {
         self.retired.store(true, Ordering::Relaxed);
         self.current.store(Arc::new(Current::Unopened));
+    }
+
+    /// Closes a table that was opened, or opened anew, by somebody who had begun before it made room. Whoever is in it stays in it.
+    pub(crate) fn leave(&self) {
+        if self.is_retired() {
+            self.current.store(Arc::new(Current::Unopened));
+        }
     }
 
     pub(crate) fn is_retired(&self) -> bool {

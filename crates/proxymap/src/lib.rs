@@ -21,5 +21,6 @@ pub mod role;
 pub mod service;
 pub mod share;
 pub mod socketmap;
+mod sync;
 mod walk;
 pub mod watch;

@@ -234,18 +234,17 @@ impl Job {
     ///
     /// `deliver` must not wait. It is dropped without a call when the work was lost to a fault in a table's code.
     pub fn begin(mut self, deliver: impl FnOnce(Done) + Send + 'static) {
-        let fatal = self.opened();
-        let current = self.instance.current();
+        let (current, fatal) = self.opened();
         let table = asked(&self.work, &current).filter(|_| fatal.is_none());
         let Some(table) = table else {
-            drop(current);
-            deliver(self.performed(fatal));
+            deliver(self.performed(&current, fatal));
             return;
         };
         let ask = self.work.ask();
         let flags = reply_flags(&current, self.work.generation, &ask);
         let request = effective_flags(&*table, &ask);
         drop(current);
+        self.instance.leave();
         let Self {
             mut work, instance, ..
         } = self;
@@ -268,24 +267,33 @@ impl Job {
 
     /// Does the work; may take long.
     pub fn run(mut self) -> Done {
-        let fatal = self.opened();
-        self.performed(fatal)
+        let (current, fatal) = self.opened();
+        self.performed(&current, fatal)
     }
 
-    /// Opens the table where that has to be done first.
-    fn opened(&mut self) -> Option<Fatal> {
-        let again = self.open.take()?;
-        let opened = self
-            .instance
-            .open(self.now, again, &self.tables.environment);
-        opened.err().map(Fatal)
+    /// Opens the table where that has to be done first. It may also have made room for another one since the client asked.
+    fn opened(&mut self) -> (Arc<Current>, Option<Fatal>) {
+        let mut fatal = None;
+        let mut open = |again| {
+            let opened = self
+                .instance
+                .open(self.now, again, &self.tables.environment);
+            fatal = opened.err().map(Fatal);
+            fatal.is_none()
+        };
+        let mut goes_on = self.open.take().is_none_or(&mut open);
+        let mut current = Arc::clone(&self.instance.current());
+        while goes_on && matches!(*current, Current::Unopened) {
+            goes_on = open(false);
+            current = Arc::clone(&self.instance.current());
+        }
+        (current, fatal)
     }
 
-    fn performed(self, fatal: Option<Fatal>) -> Done {
+    fn performed(self, current: &Current, fatal: Option<Fatal>) -> Done {
         let Self {
             mut work, instance, ..
         } = self;
-        let current = instance.current();
         let ask = Ask {
             operation: work.operation,
             step: work.step,
@@ -293,9 +301,9 @@ impl Job {
             key: &work.key,
             value: &work.value,
         };
-        let flags = reply_flags(&current, work.generation, &ask);
-        let status = perform(&instance, &current, &ask, &mut work.walk, &mut work.found);
-        drop(current);
+        let flags = reply_flags(current, work.generation, &ask);
+        let status = perform(&instance, current, &ask, &mut work.walk, &mut work.found);
+        instance.leave();
         Done {
             work,
             instance,

@@ -4,11 +4,9 @@
 //! short list of instances behind an atomic pointer, one for each way in which it was asked for.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
-use arc_swap::ArcSwap;
 use postkeep_table::{CacheCounts, Flags, Opener};
 use postkeep_wire::diagnostics::{Shown, Throttle};
 use postkeep_wire::proxymap::Generation;
@@ -17,6 +15,7 @@ use crate::approve::{Approved, canonical};
 use crate::counters::{Counters, Counts, Refusals, Refused};
 use crate::instance::{Current, Instance, opening_flags};
 use crate::role::Role;
+use crate::sync::{ArcSwap, AtomicU32, Mutex, Ordering, PoisonError};
 use crate::watch::Observer;
 
 /// Limits and choices of a service.
