@@ -16,6 +16,7 @@ use postkeep_interop::owners::{
     CACHE, Owners, Until, client, list, list_after_restart, open, plan, table,
 };
 use postkeep_interop::postmap::{Random, Sides};
+use postkeep_testkit::program::skip;
 use postkeep_testkit::{StandIn, postkeep_binary};
 
 /// The types that are written to; see [`table`].
@@ -65,7 +66,7 @@ fn start(disk: &Disk, table: &str) -> Result<StandIn> {
     Ok(daemon)
 }
 
-fn end(daemon: &mut StandIn) -> Result<()> {
+fn end_now(daemon: &mut StandIn) -> Result<()> {
     daemon.signal(rustix::process::Signal::KILL)?;
     daemon.wait(Duration::from_secs(5))?;
     Ok(())
@@ -131,6 +132,63 @@ fn survives_ends(
     Ok(())
 }
 
+/// A daemon that has given up all that it does not need; `None` when this kernel cannot hold it to that.
+fn start_confined(disk: &Disk, table: &str) -> Result<Option<StandIn>> {
+    let ours = postkeep_binary().context("no postkeep")?;
+    // What stands between it and the disk has to keep its own files.
+    let tables = format!("{table} proxy:lmdb:{}/x", disk.outside("shadow").display());
+    let daemon = plan(&tables, Some(&disk.wrapped(&ours)?))
+        .parameter("postkeep_least_privilege", "yes")
+        .start()?;
+    let daemon = daemon.context("no daemon")?;
+    open(&daemon, table).with_context(|| format!("{:?}", daemon.log_texts()))?;
+    let log = daemon.log_texts();
+    if log
+        .iter()
+        .any(|text| text.contains("not enforced by this kernel"))
+    {
+        skip(&format!("{log:?}"));
+        return Ok(None);
+    }
+    let status = fs::read_to_string(format!("/proc/{}/status", daemon.pid()))?;
+    ensure!(status.contains("Seccomp:\t2"), "{status}");
+    Ok(Some(daemon))
+}
+
+#[test]
+fn a_confined_daemon_completes_or_undoes_what_was_cut_off() -> Result<()> {
+    each_kind("confined", |sides, disk, kind, table| {
+        let most = if kind.starts_with("sqlite") { 120 } else { 40 };
+        let mut owners = Owners::default();
+        let mut random = Random(0x5_7777);
+        for end in 0..6 {
+            let Some(mut daemon) = start_confined(&disk, table)? else {
+                return Ok(());
+            };
+            let steps = 4 + i32::try_from(random.below(most))?;
+            disk.kill_at(steps, random.below(3) == 0)?;
+            let killed = AtomicBool::new(true);
+            owners
+                .run(&daemon, table, Until::Gone(&killed), || Ok(()))
+                .with_context(|| format!("before end {end}: {:?}", daemon.log_texts()))?;
+            daemon.wait(Duration::from_secs(5))?;
+            disk.kill_at(0, false)?;
+            // The first one to open it puts it in order.
+            let Some(mut next) = start_confined(&disk, table)? else {
+                return Ok(());
+            };
+            end_now(&mut next)?;
+            owners
+                .check(list(sides, table)?)
+                .with_context(|| format!("behind end {end}: {:?}", next.log_texts()))?;
+            disk.settle()?;
+        }
+        println!("{kind}: {} acknowledged", owners.acknowledged());
+        ensure!(owners.acknowledged() > 0, "hardly anything was done");
+        Ok(())
+    })
+}
+
 #[test]
 fn a_change_that_does_not_get_to_the_disk_is_not_acknowledged() -> Result<()> {
     each_kind("sync", |sides, disk, kind, table| {
@@ -157,7 +215,7 @@ fn a_change_that_does_not_get_to_the_disk_is_not_acknowledged() -> Result<()> {
             let refused = owners.refused();
             owners.run(&daemon, table, Until::Asked(3), || Ok(()))?;
             ensure!(owners.refused() == refused, "{:?}", daemon.log_texts());
-            end(&mut daemon)?;
+            end_now(&mut daemon)?;
             disk.power_failure(&mut random)?;
             owners
                 .check(list_after_restart(sides, table)?)
@@ -204,7 +262,7 @@ fn a_full_disk_refuses_changes_until_there_is_room() -> Result<()> {
             owners.run(&daemon, table, Until::Asked(10), || Ok(()))?;
             ensure!(owners.refused() == refused, "{:?}", daemon.log_texts());
         }
-        end(&mut daemon)?;
+        end_now(&mut daemon)?;
         owners.check(list(sides, table)?)?;
         println!(
             "{kind}: {} acknowledged, {} refused",
@@ -245,7 +303,7 @@ fn a_damaged_table_is_set_aside_and_service_goes_on() -> Result<()> {
         // While the table is open, and before it is.
         for (number, is_open) in [true, false].into_iter().enumerate() {
             if !is_open {
-                end(&mut daemon)?;
+                end_now(&mut daemon)?;
             }
             let bytes = fs::read(&path)?;
             let half = bytes.len() / 2 / 4096 * 4096;
@@ -273,7 +331,7 @@ fn a_damaged_table_is_set_aside_and_service_goes_on() -> Result<()> {
             let said = lines.iter().filter(|line| line.contains("set aside"));
             ensure!(said.count() == 1, "{lines:?}");
         }
-        end(&mut daemon)?;
+        end_now(&mut daemon)?;
         let words = ["postmap", "-q", "key7", table];
         let found = sides.run(&sides.real, sides.root(), &words, b"");
         ensure!(found.exit == Some(0), "{found:?}");
