@@ -17,7 +17,7 @@ use postkeep_interop::owners::{
 };
 use postkeep_interop::postmap::{Random, Sides};
 use postkeep_testkit::program::skip;
-use postkeep_testkit::{StandIn, postkeep_binary};
+use postkeep_testkit::{StandIn, postkeep_binary, scratch};
 
 /// The types that are written to; see [`table`].
 const KINDS: [&str; 6] = ["btree", "cdb", "hash", "lmdb", "sqlite", "sqlite-wal"];
@@ -335,6 +335,76 @@ fn a_damaged_table_is_set_aside_and_service_goes_on() -> Result<()> {
         let words = ["postmap", "-q", "key7", table];
         let found = sides.run(&sides.real, sides.root(), &words, b"");
         ensure!(found.exit == Some(0), "{found:?}");
+        Ok(())
+    })
+}
+
+#[test]
+fn where_no_file_can_be_made_beside_it_a_table_is_changed_or_refuses() -> Result<()> {
+    each_kind("beside", |sides, disk, kind, table| {
+        // Whether it can be changed, and what the log says.
+        let (works, says) = match kind {
+            "lmdb" => (true, None),
+            "hash" | "btree" => (true, Some("an update that is cut off may damage")),
+            "cdb" => (false, Some("t.cdb.tmp: Permission denied")),
+            _ => (
+                false,
+                Some("the database file and its directory must be writable"),
+            ),
+        };
+        let mut daemon = plan(table, None).start()?.context("no daemon")?;
+        open(&daemon, table)?;
+        let put = |daemon: &StandIn, value: &str| -> Result<Status> {
+            let answer =
+                client(daemon).update(table.as_bytes(), 0, CACHE, b"key", value.as_bytes())?;
+            Ok(answer.status)
+        };
+        ensure!(put(&daemon, "before")? == Status::Ok);
+        end_now(&mut daemon)?;
+        // What it left beside the table is not there for the next one.
+        let mut daemon = plan(table, None).start()?.context("no daemon")?;
+        open(&daemon, table)?;
+        daemon.signal(rustix::process::Signal::TERM)?;
+        daemon.wait(Duration::from_secs(5))?;
+        for entry in fs::read_dir(disk.root())? {
+            let path = entry?.path();
+            if path != file(&disk, kind) {
+                fs::remove_file(path)?;
+            }
+        }
+        scratch::give_to("root", disk.root())?;
+        let mut daemon = plan(table, None).start()?.context("no daemon")?;
+        let status = put(&daemon, "after")?;
+        let log = daemon.log_texts();
+        let wanted = if works { Status::Ok } else { Status::Retry };
+        ensure!(status == wanted, "{status:?}: {log:?}");
+        if let Some(says) = says {
+            ensure!(log.iter().any(|line| line.contains(says)), "{log:?}");
+        }
+        let found = client(&daemon).lookup(table.as_bytes(), 0, CACHE, b"key")?;
+        // Where it was not changed nothing else is told, if anything can be.
+        let value = if works { "after" } else { "before" };
+        ensure!(
+            found.status == Status::Ok && found.value == value.as_bytes()
+                || !works && found.status == Status::Retry,
+            "{found:?} {log:?}"
+        );
+        scratch::give_to("postfix", disk.root())?;
+        // It heals when the directory does; what did not open is tried again some seconds later, or at a start.
+        if found.status == Status::Retry {
+            end_now(&mut daemon)?;
+            daemon = plan(table, None).start()?.context("no daemon")?;
+        }
+        ensure!(
+            put(&daemon, "healed")? == Status::Ok,
+            "{:?}",
+            daemon.log_texts()
+        );
+        end_now(&mut daemon)?;
+        list_after_restart(sides, table)?;
+        let words = ["postmap", "-q", "key", table];
+        let found = sides.run(&sides.real, sides.root(), &words, b"");
+        ensure!(found.stdout == b"healed\n", "{found:?}");
         Ok(())
     })
 }

@@ -7,8 +7,8 @@
 //!
 //! A daemon can store and delete entries (`proxy_write_maps`): it makes the whole table anew in the same manner, once for all
 //! changes that come while another one is under way, 128 at most. A client gets its answer when the file and its name are on the disk.
-//! That costs as much as the table is large; it is meant for tables that are read much and changed seldom. Commands
-//! refuse, as the reference does. What `postmap cdb:FILE` makes from a source replaces what was stored.
+//! That costs as much as the table is large; it is meant for tables that are read much and changed seldom. Where it cannot
+//! make files in the table's directory, changes are temporary errors. Commands refuse, as the reference does. What `postmap cdb:FILE` makes from a source replaces what was stored.
 //!
 //! A key is stored without a NUL behind it unless the creator was told otherwise; both forms are looked for. Entries
 //! are listed in the order in which they were stored. When a key comes twice the first entry stays, with a warning;
