@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `echo TEXT` | `TEXT` |
 //! | `park MILLISECONDS` | `parked`, after waiting on the pool |
+//! | `early COUNT` | that many `x`, sent from the pool as far as they can be |
 //! | `big COUNT` | that many `x` |
 //! | `take`, then a byte with a descriptor | `taken COUNT` |
 //! | `give` | a byte with a descriptor on it |
@@ -15,7 +16,8 @@
 
 use std::ffi::OsString;
 use std::os::fd::OwnedFd;
-use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use postkeep_conf::{Dictionary, Error, IntParameter, Sink};
@@ -92,6 +94,8 @@ struct Echo {
 struct Client {
     waker: Waker,
     parked: bool,
+    /// A reply of so many bytes is on its way, of which so many were sent.
+    early: Option<(usize, Arc<AtomicUsize>)>,
     taking: bool,
 }
 
@@ -113,6 +117,20 @@ impl Echo {
                 client.parked = true;
                 let job = move || {
                     std::thread::sleep(pause);
+                    waker.wake();
+                };
+                return match self.pool.submit(job) {
+                    Ok(()) => Some(Next::Wait),
+                    Err(_) => Some(Next::Close),
+                };
+            }
+            "early" => {
+                let waker = client.waker.clone();
+                let count = rest.parse().unwrap_or(0);
+                let told = Arc::new(AtomicUsize::new(0));
+                client.early = Some((count, Arc::clone(&told)));
+                let job = move || {
+                    told.store(waker.reply_early(&early(count)), Ordering::SeqCst);
                     waker.wake();
                 };
                 return match self.pool.submit(job) {
@@ -144,6 +162,12 @@ impl Echo {
         turn.outbox.buffer().push(b'\n');
         None
     }
+}
+
+fn early(count: usize) -> Vec<u8> {
+    let mut reply = vec![b'x'; count];
+    reply.push(b'\n');
+    reply
 }
 
 fn tell<T>(reply: &mut Vec<u8>, outcome: std::io::Result<T>) {
@@ -178,6 +202,7 @@ impl Service for Echo {
         Client {
             waker,
             parked: false,
+            early: None,
             taking: false,
         }
     }
@@ -186,6 +211,10 @@ impl Service for Echo {
         let until = turn.now + LIMIT;
         if std::mem::take(&mut client.parked) {
             turn.outbox.buffer().extend_from_slice(b"parked\n");
+        }
+        if let Some((count, told)) = client.early.take() {
+            turn.outbox.buffer().extend_from_slice(&early(count));
+            turn.outbox.sent(told.load(Ordering::SeqCst));
         }
         let mut lines = 0;
         loop {

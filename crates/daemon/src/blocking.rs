@@ -5,10 +5,12 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::fmt;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::logging;
+use crate::lookout::Lookout;
 
 /// How many threads a pool has at most, unless told otherwise.
 const MAX_THREADS: usize = 128;
@@ -42,6 +44,9 @@ pub struct PoolLimits {
     pub share_threads: usize,
     /// Jobs that wait; those of one share at most in the proportion of the threads. Default 4096.
     pub waiting: usize,
+    /// How long a thread that has done its job looks for the next one before it goes to sleep, while they come fast; zero:
+    /// not at all. Default zero.
+    pub look: Duration,
 }
 
 impl Default for PoolLimits {
@@ -50,6 +55,7 @@ impl Default for PoolLimits {
             threads: MAX_THREADS,
             share_threads: three_quarters(MAX_THREADS),
             waiting: MAX_WAITING,
+            look: Duration::ZERO,
         }
     }
 }
@@ -61,6 +67,7 @@ impl PoolLimits {
             threads,
             share_threads: three_quarters(threads),
             waiting,
+            look: Duration::ZERO,
         }
     }
 }
@@ -86,12 +93,20 @@ struct State {
     /// In line and held.
     waiting: usize,
     threads: usize,
+    /// Asleep.
     idle: usize,
+    /// One thread looks for work and need not be woken.
+    looking: bool,
+    lookout: Lookout,
+    /// When a job ended last.
+    ended: Instant,
 }
 
 struct Inner {
     state: Mutex<State>,
     work: Condvar,
+    /// How many jobs have been put in line, for the thread that looks.
+    news: AtomicUsize,
     limits: PoolLimits,
     /// Jobs of one share that wait.
     share_waiting: usize,
@@ -117,7 +132,7 @@ impl fmt::Debug for Pool {
         let state = self.inner.lock();
         f.debug_struct("Pool")
             .field("threads", &state.threads)
-            .field("idle", &state.idle)
+            .field("idle", &state.available())
             .field("waiting", &state.waiting)
             .finish()
     }
@@ -133,6 +148,7 @@ impl Pool {
             threads: max_threads,
             share_threads: max_threads,
             waiting: max_waiting,
+            look: Duration::ZERO,
         })
     }
 
@@ -143,6 +159,7 @@ impl Pool {
             threads,
             share_threads: limits.share_threads.clamp(1, threads),
             waiting: limits.waiting.max(1),
+            look: limits.look,
         };
         Self {
             inner: Arc::new(Inner {
@@ -152,8 +169,12 @@ impl Pool {
                     waiting: 0,
                     threads: 0,
                     idle: 0,
+                    looking: false,
+                    lookout: Lookout::new(limits.look),
+                    ended: Instant::now(),
                 }),
                 work: Condvar::new(),
+                news: AtomicUsize::new(0),
                 share_waiting: (limits.waiting.saturating_mul(limits.share_threads) / threads)
                     .max(1),
                 limits,
@@ -201,8 +222,10 @@ impl Pool {
             state.parties.entry(share).or_default().held.push_back(job);
             return Ok(());
         }
-        // A thread for it: one that is idle, a new one, or else one that is at work.
-        if state.idle > state.line.len() {
+        // A thread for it: the one that looks, one that is asleep, a new one, or else one that is at work.
+        if state.looking && state.line.is_empty() {
+            // It sees the job by itself.
+        } else if state.available() > state.line.len() {
             self.inner.work.notify_one();
         } else if state.threads < limits.threads {
             let inner = Arc::clone(&self.inner);
@@ -218,6 +241,7 @@ impl Pool {
         state.waiting += 1;
         state.parties.entry(share).or_default().admitted += 1;
         state.line.push_back((share, Box::new(make())));
+        self.inner.news.fetch_add(1, Ordering::Release);
         Ok(())
     }
 
@@ -229,7 +253,7 @@ impl Pool {
     /// Threads that are at work now.
     pub fn busy(&self) -> usize {
         let state = self.inner.lock();
-        state.threads - state.idle
+        state.threads - state.available()
     }
 }
 
@@ -249,6 +273,10 @@ impl Inner {
                 state.ended(share);
                 continue;
             }
+            if !state.looking && state.lookout.pays(None) {
+                state = self.look(state);
+                continue;
+            }
             state.idle += 1;
             let (woken, result) = self
                 .work
@@ -256,6 +284,10 @@ impl Inner {
                 .unwrap_or_else(PoisonError::into_inner);
             state = woken;
             state.idle -= 1;
+            if !state.line.is_empty() {
+                let passed = state.ended.elapsed();
+                state.lookout.came(passed, false);
+            }
             if result.timed_out() && state.line.is_empty() {
                 state.threads -= 1;
                 return;
@@ -264,9 +296,41 @@ impl Inner {
     }
 }
 
+impl Inner {
+    /// Looks for the next job for a moment.
+    fn look<'a>(&'a self, mut state: MutexGuard<'a, State>) -> MutexGuard<'a, State> {
+        state.looking = true;
+        // Whoever adds to the line holds the lock, so nothing is missed between this and the first look.
+        let known = self.news.load(Ordering::Relaxed);
+        drop(state);
+        let began = Instant::now();
+        let passed = loop {
+            let passed = began.elapsed();
+            if self.news.load(Ordering::Acquire) != known || passed >= self.limits.look {
+                break passed;
+            }
+            std::thread::yield_now();
+        };
+        let mut state = self.lock();
+        state.looking = false;
+        if state.line.is_empty() {
+            state.lookout.again(passed);
+        } else {
+            state.lookout.came(passed, true);
+        }
+        state
+    }
+}
+
 impl State {
+    /// Threads without work.
+    fn available(&self) -> usize {
+        self.idle + usize::from(self.looking)
+    }
+
     /// A job has ended: the next of its share gets in line.
     fn ended(&mut self, share: Share) {
+        self.ended = Instant::now();
         let Some(party) = self.parties.get_mut(&share) else {
             return;
         };
@@ -356,6 +420,44 @@ mod tests {
             std::thread::yield_now();
         }
         assert!(pool.inner.lock().parties.is_empty());
+    }
+
+    #[test]
+    fn threads_that_look_miss_no_job_and_go_back_to_sleep() {
+        let pool = Pool::with_limits(PoolLimits {
+            look: Duration::from_millis(2),
+            ..PoolLimits::new(3, 64)
+        });
+        let (done, dones) = mpsc::channel();
+        // One after the other, so that the thread that did the last one looks for the next.
+        for number in 0..2000 {
+            let done = done.clone();
+            pool.submit(move || done.send(number).unwrap()).unwrap();
+            assert_eq!(dones.recv().unwrap(), number);
+        }
+        // More at a time than there are threads.
+        for round in 0..50 {
+            for number in 0..20 {
+                let done = done.clone();
+                pool.submit(move || done.send(number).unwrap()).unwrap();
+            }
+            let mut got: Vec<i32> = dones.iter().take(20).collect();
+            got.sort_unstable();
+            assert!(got.into_iter().eq(0..20), "round {round}");
+        }
+        // Nothing comes: all are asleep, and found there.
+        loop {
+            let state = pool.inner.lock();
+            if state.idle == state.threads {
+                break;
+            }
+            drop(state);
+            std::thread::yield_now();
+        }
+        assert!(!pool.inner.lock().looking);
+        assert_eq!((pool.busy(), pool.waiting()), (0, 0));
+        pool.submit(move || done.send(-1).unwrap()).unwrap();
+        assert_eq!(dones.recv().unwrap(), -1);
     }
 
     #[test]

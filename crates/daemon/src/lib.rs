@@ -54,6 +54,7 @@ pub mod blocking;
 pub mod configuration;
 pub mod limits;
 pub mod logging;
+mod lookout;
 pub mod metrics;
 
 mod census;

@@ -3,7 +3,7 @@
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::process::exit;
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use postkeep_sys::readiness::{Interest, wait_for};
@@ -69,7 +69,7 @@ fn converse<S: Service>(
     let doorbell = Arc::new(Doorbell::default());
     let mut inbox: Inbox<OwnedFd> = Inbox::default();
     let mut announcement = Outbox::default();
-    let waker = Waker::new(Arc::clone(&doorbell) as Arc<dyn Wake>, 0);
+    let waker = Waker::new(Arc::clone(&doorbell) as Arc<dyn Wake>, 0, Weak::new());
     let mut client = service.connected(&[], &mut announcement, waker);
     drop(announcement);
     let mut outbox = Outbox::default();

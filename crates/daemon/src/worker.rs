@@ -21,6 +21,7 @@ use crate::census::Counted;
 use crate::eviction::Candidate;
 use crate::handover::{Handover, Progress};
 use crate::logging;
+use crate::lookout::Lookout;
 use crate::service::{Attributes, Next, Service, Turn};
 use crate::shared::{Mailbox, Message, Shared};
 use crate::slots::Slots;
@@ -29,11 +30,9 @@ use crate::waker::{Wake, Waker};
 
 mod connection;
 mod deadlines;
-mod lookout;
 mod room;
 
 use connection::{Connection, Phase, Registered};
-use lookout::Lookout;
 
 /// The token of the worker's own bell.
 const BELL: u64 = u64::MAX;
@@ -71,6 +70,8 @@ pub(crate) struct Worker<S: Service> {
     /// Those that can best be done without, as of a look at all; the first to go last.
     candidates: Vec<Candidate>,
     lookout: Lookout,
+    /// Somebody has got a reply since the last wait, and may ask again at once.
+    expectant: bool,
 }
 
 impl<S: Service> Worker<S> {
@@ -94,6 +95,7 @@ impl<S: Service> Worker<S> {
             most_held,
             candidates: Vec::new(),
             lookout: Lookout::new(limits.busy_wait),
+            expectant: false,
             service,
             shared,
             mailbox,
@@ -142,7 +144,7 @@ impl<S: Service> Worker<S> {
     /// Waits for what comes next, at most for so long.
     fn wait(&mut self, events: &mut Events, limit: Option<Duration>) {
         let began = Instant::now();
-        let looking = self.lookout.pays(limit);
+        let looking = std::mem::take(&mut self.expectant) && self.lookout.pays(limit);
         if looking {
             loop {
                 self.poll(events, Some(Duration::ZERO));
@@ -192,7 +194,7 @@ impl<S: Service> Worker<S> {
     fn insert(&mut self, socket: OwnedFd, phase: Phase, counted: Option<Counted>) -> u64 {
         let now = self.now;
         self.connections.insert_with(|_| Connection {
-            socket,
+            socket: Arc::new(socket),
             phase,
             client: None,
             registered: Registered::Nothing,
@@ -220,11 +222,15 @@ impl<S: Service> Worker<S> {
     ) {
         let phase = resume.map_or(Phase::Serving(Next::Idle), Phase::Held);
         let token = self.insert(socket, phase, counted);
-        let waker = Waker::new(Arc::clone(&self.mailbox) as Arc<dyn Wake>, token);
         let service = &self.service;
         let Some(connection) = self.connections.find(token) else {
             return;
         };
+        let waker = Waker::new(
+            Arc::clone(&self.mailbox) as Arc<dyn Wake>,
+            token,
+            Arc::downgrade(&connection.socket),
+        );
         connection.client = logging::contain(|| {
             let socket = connection.socket.as_fd();
             service.connected_at(socket, attributes, &mut connection.outbox, waker)
@@ -374,7 +380,10 @@ impl<S: Service> Worker<S> {
         match outcome {
             Some(parked @ (Next::Wait | Next::Await { .. })) => *next = parked,
             Some(_) if ended.is_some() => *next = Next::Close,
-            Some(other) => *next = other,
+            Some(other) => {
+                *next = other;
+                self.expectant = true;
+            }
             None => {
                 self.close(token, Cause::Panic);
                 return;

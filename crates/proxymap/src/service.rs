@@ -104,6 +104,23 @@ impl Done {
         self.work.operation
     }
 
+    /// Appends the reply, for who can send it before [`Conversation::finish`] writes the same; nothing when the process has
+    /// to end instead.
+    pub fn write_reply(&self, out: &mut Vec<u8>) {
+        if self.fatal.is_none() {
+            self.answer().write(&self.work.found, out);
+        }
+    }
+
+    fn answer(&self) -> Answer {
+        Answer {
+            operation: self.work.operation,
+            generation: self.work.generation,
+            status: self.status,
+            flags: self.flags,
+        }
+    }
+
     /// Counts how long the client has waited for this, for metrics.
     pub fn waited(&self, time: Duration) {
         self.instance.counters.count_wait(time);
@@ -489,12 +506,12 @@ impl Conversation {
     /// # Errors
     /// [`Fatal`] when the process has to end; there is no reply.
     pub fn finish<H>(&mut self, done: Done, outbox: &mut Outbox<H>) -> Result<(), Fatal> {
+        let answer = done.answer();
         let Done {
             mut work,
             instance,
-            status,
-            flags,
             fatal,
+            ..
         } = done;
         self.busy = false;
         if let Some(walk) = work.walk.take() {
@@ -503,13 +520,7 @@ impl Conversation {
         if let Some(fatal) = fatal {
             return Err(fatal);
         }
-        Answer {
-            operation: work.operation,
-            generation: work.generation,
-            status,
-            flags,
-        }
-        .write(&work.found, outbox.buffer());
+        answer.write(&work.found, outbox.buffer());
         work.recycle();
         self.spare = Some(work);
         Ok(())

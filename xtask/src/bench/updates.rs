@@ -12,17 +12,25 @@ use super::targets::Measure;
 use super::{BOTH, Bench, Service};
 use crate::load::{Script, Step};
 
-const ROW: &str = "update lmdb";
+/// The rows, each with the type of its table and what its file is called after the name.
+const ROWS: [(&str, &str, &str); 3] = [
+    ("update lmdb", "lmdb", ".lmdb"),
+    ("update hash", "hash", ".db"),
+    ("update btree", "btree", ".db"),
+];
 /// More clients than these do not write to one table.
 const MOST_CLIENTS: usize = 64;
 /// Keys that one client stores, again and again.
 const KEYS: usize = 64;
 
 pub(super) fn run(bench: &Bench<'_>, report: &mut Report) {
-    if bench.wants(ROW) {
-        for &clients in &bench.options.clients {
-            if clients <= MOST_CLIENTS {
-                report.attempt(ROW, Some(clients), || updates(bench, clients));
+    for (row, kind, suffix) in ROWS {
+        if bench.wants(row) {
+            for &clients in &bench.options.clients {
+                if clients <= MOST_CLIENTS {
+                    let updates = || updates(bench, row, (kind, suffix), clients);
+                    report.attempt(row, Some(clients), updates);
+                }
             }
         }
     }
@@ -42,14 +50,19 @@ fn update(table: &str, key: &str, value: &str) -> Vec<Step> {
     ]
 }
 
-fn updates(bench: &Bench<'_>, clients: usize) -> Result<Row> {
+fn updates(
+    bench: &Bench<'_>,
+    row: &str,
+    (kind, suffix): (&str, &str),
+    clients: usize,
+) -> Result<Row> {
     let directory = bench.scratch.directory("written", 0o755)?;
     give_to("postfix", &directory)?;
     let mut sides = Vec::new();
     for (name, implementation) in BOTH {
         // A file for each, or they would wait for each other's locks.
-        let table = format!("lmdb:{}/{name}", directory.display());
-        let path = directory.join(format!("{name}.lmdb"));
+        let table = format!("{kind}:{}/{name}", directory.display());
+        let path = directory.join(format!("{name}{suffix}"));
         if path.exists() {
             fs::remove_file(path)?;
         }
@@ -64,7 +77,7 @@ fn updates(bench: &Bench<'_>, clients: usize) -> Result<Row> {
         });
         sides.push(bench.side(name, plan, Service::Proxymap, clients, &script)?);
     }
-    let outcome = bench.contest(ROW, clients, "updates/s", &mut sides)?;
+    let outcome = bench.contest(row, clients, "updates/s", &mut sides)?;
     ensure!(outcome.series.len() == 2, "a side is missing");
     let ratio = |of| outcome.ratio(of, 1, 0).median;
     Ok(Row {

@@ -1,6 +1,7 @@
 //! One connection of a worker, and where it stands.
 
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 use std::time::Instant;
 
 use postkeep_sys::readiness::Interest;
@@ -29,7 +30,7 @@ pub(super) enum Phase {
 }
 
 pub(super) struct Connection<C> {
-    pub(super) socket: OwnedFd,
+    pub(super) socket: Arc<OwnedFd>,
     pub(super) phase: Phase,
     /// What the service remembers, once it knows of the client.
     pub(super) client: Option<C>,

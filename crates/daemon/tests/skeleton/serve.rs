@@ -226,6 +226,27 @@ fn three_hundred_clients_at_high_numbers_and_nothing_left_of_them() {
 }
 
 #[test]
+fn a_reply_from_the_pool_arrives_whole_and_in_its_place() {
+    let daemon = Plan::unix().start();
+    let mut peer = daemon.greeted();
+    // The last ones do not fit into the socket.
+    for count in [0, 1, 4096, 1 << 20, 3 << 20] {
+        peer.send(&format!("early {count}\necho next\n"));
+        assert_eq!(peer.line(), "x".repeat(count));
+        assert_eq!(peer.line(), "next");
+    }
+    // Who has gone is sent nothing.
+    peer.send("early 10\n");
+    drop(peer);
+    let before = daemon.descriptors().len();
+    let mut other = daemon.greeted();
+    other.send("early 3\n");
+    assert_eq!(other.line(), "xxx");
+    drop(other);
+    wait_until(|| daemon.descriptors().len() <= before);
+}
+
+#[test]
 fn nobody_waits_for_the_slow() {
     let daemon = Plan::unix().start();
     // More than there are workers, of every kind of slowness.

@@ -17,6 +17,10 @@ pub(super) const SLOW_LOOKUPS: &str = "postkeep_slow_lookup_limit";
 const SLOW_THREADS: &str = "postkeep_slow_lookup_threads";
 pub(super) const TABLE_THREADS: &str = "postkeep_slow_table_threads";
 
+/// A thread of the pool looks so many times as long as a worker: until the next job comes the client has to be woken, and
+/// to ask its worker.
+const LOOKS: u32 = 4;
+
 /// How many operations may wait, how many threads there are for them, and what is logged of them.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Limits {
@@ -62,12 +66,31 @@ pub(super) struct Errands {
 }
 
 /// An operation that may wait, and where its outcome will be.
-pub(super) type Errand = Arc<Mutex<Option<Done>>>;
+pub(super) type Errand = Arc<Mutex<Option<Outcome>>>;
+
+/// What an errand brings back.
+pub(super) struct Outcome {
+    pub(super) done: Done,
+    /// How many bytes of the reply the client has got already.
+    pub(super) told: usize,
+}
+
+/// Who sends the reply.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Reply {
+    /// The client's worker, in the turn after the errand.
+    InTurn,
+    /// As much as can be sent at once, whoever has been on the errand. The client must have got all earlier replies.
+    Early,
+}
 
 impl Errands {
-    pub(super) fn new(limits: Limits, stream: Arc<str>) -> Self {
+    /// - `busy_wait`: how long a worker looks for the next request
+    pub(super) fn new(limits: Limits, busy_wait: Duration, stream: Arc<str>) -> Self {
+        let mut pool = limits.pool;
+        pool.look = busy_wait * LOOKS;
         Self {
-            pool: Pool::with_limits(limits.pool),
+            pool: Pool::with_limits(pool),
             slow_lookups: Complaint::new(SLOW_LOOKUPS),
             slow_table: Complaint::new("postkeep_slow_lookup_limit, postkeep_slow_table_threads"),
             slow: SlowLog::new(limits.slow, Instant::now()).map(Arc::new),
@@ -80,13 +103,20 @@ impl Errands {
     /// A question to a server leaves from here, and no thread waits for the answer.
     ///
     /// - `waker`: of the client that is parked until then
-    pub(super) fn send(&self, waker: &Waker, job: Job, now: Instant) -> Result<Errand, Job> {
+    pub(super) fn send(
+        &self,
+        waker: &Waker,
+        job: Job,
+        now: Instant,
+        reply: Reply,
+    ) -> Result<Errand, Job> {
         let errand = Errand::default();
         if !job.may_wait() {
             let messenger = Messenger {
                 errand: Some(Arc::clone(&errand)),
                 waker: waker.clone(),
                 slow: self.slow.clone(),
+                reply: Reply::InTurn,
             };
             job.begin(move |done| messenger.deliver(done, now));
             return Ok(errand);
@@ -98,6 +128,7 @@ impl Errands {
                 errand: Some(Arc::clone(&errand)),
                 waker: waker.clone(),
                 slow: self.slow.clone(),
+                reply,
             };
             let job = job.take();
             move || {
@@ -131,18 +162,27 @@ struct Messenger {
     errand: Option<Errand>,
     waker: Waker,
     slow: Option<Arc<SlowLog>>,
+    reply: Reply,
 }
 
 impl Messenger {
     /// - `since`: when the request was looked at
     fn deliver(self, done: Done, since: Instant) {
+        let told = match self.reply {
+            Reply::InTurn => 0,
+            Reply::Early => {
+                let mut reply = Vec::new();
+                done.write_reply(&mut reply);
+                self.waker.reply_early(&reply)
+            }
+        };
         let total = since.elapsed();
         done.waited(total);
         if let Some(slow) = &self.slow {
             slow.look(done.table(), done.operation(), total, spent::current());
         }
         if let Some(errand) = &self.errand {
-            *errand.lock().unwrap_or_else(PoisonError::into_inner) = Some(done);
+            *errand.lock().unwrap_or_else(PoisonError::into_inner) = Some(Outcome { done, told });
         }
     }
 }
@@ -158,7 +198,7 @@ impl Drop for Messenger {
 /// What has become of an errand.
 pub(super) enum Progress {
     Out,
-    Back(Done),
+    Back(Outcome),
     /// Whoever had it is gone without an outcome.
     Lost,
 }
@@ -167,7 +207,7 @@ pub(super) fn look(errand: &Errand) -> Progress {
     // The count first: the outcome is there before the other holder is gone.
     let alone = Arc::strong_count(errand) == 1;
     match errand.lock().unwrap_or_else(PoisonError::into_inner).take() {
-        Some(done) => Progress::Back(done),
+        Some(outcome) => Progress::Back(outcome),
         None if alone => Progress::Lost,
         None => Progress::Out,
     }
@@ -184,6 +224,7 @@ mod tests {
             errand: Some(Arc::clone(&errand)),
             waker: Waker::noop(),
             slow: None,
+            reply: Reply::Early,
         };
         assert!(matches!(look(&errand), Progress::Out));
         drop(messenger);

@@ -33,7 +33,7 @@ use postkeep_wire::proxymap::Generation;
 use postkeep_wire::scan;
 
 use super::announce::{Greeting, Policy, Turn as Greeted};
-use super::errands::{self, Errand, Errands, Progress};
+use super::errands::{self, Errand, Errands, Progress, Reply};
 use super::oversize::Oversize;
 use super::reach;
 use super::table_metrics::{self, Names};
@@ -171,7 +171,7 @@ impl Program for ProxymapProgram {
         Proxymap {
             names: Names::new(approved.sorted()),
             tables,
-            errands: Errands::new(self.limits, Arc::clone(&stream)),
+            errands: Errands::new(self.limits, setup.limits.busy_wait, Arc::clone(&stream)),
             requests: setup.limits.requests,
             oversize: Oversize::default(),
             policy: self.policy.unwrap_or(Policy::Always),
@@ -293,7 +293,10 @@ impl Service for Proxymap {
                     return Next::Wait;
                 }
                 Progress::Lost => return Next::Close,
-                Progress::Back(done) => Self::finish(client, done, turn.outbox),
+                Progress::Back(outcome) => {
+                    Self::finish(client, outcome.done, turn.outbox);
+                    turn.outbox.sent(outcome.told);
+                }
             }
         }
         let mut diagnostics = self.oversize.to_log(turn.now);
@@ -313,16 +316,23 @@ impl Service for Proxymap {
                 Action::Read(until) => Next::Read {
                     until: self.epoch + until,
                 },
-                Action::Run(job) => match self.errands.send(&client.waker, job, turn.now) {
-                    Ok(errand) => {
-                        client.errand = Some(errand);
-                        Next::Wait
+                Action::Run(job) => {
+                    let reply = if turn.outbox.is_empty() {
+                        Reply::Early
+                    } else {
+                        Reply::InTurn
+                    };
+                    match self.errands.send(&client.waker, job, turn.now, reply) {
+                        Ok(errand) => {
+                            client.errand = Some(errand);
+                            Next::Wait
+                        }
+                        Err(job) => {
+                            Self::finish(client, job.put_off(), turn.outbox);
+                            continue;
+                        }
                     }
-                    Err(job) => {
-                        Self::finish(client, job.put_off(), turn.outbox);
-                        continue;
-                    }
-                },
+                }
                 Action::Close => Next::Close,
                 Action::Flush if turn.inbox.end().is_none() => Next::Listen { until: turn.now },
                 // After the end of input anything but waiting would be the last turn.

@@ -27,7 +27,7 @@ use postkeep_tables::Registry;
 use postkeep_wire::duplex::{End, Inbox, Outbox};
 use rustls::ServerConfig;
 
-use super::errands::{self, Errand, Errands, Progress};
+use super::errands::{self, Errand, Errands, Progress, Reply};
 use super::reach;
 use super::table_metrics::{self, Names};
 use super::tables;
@@ -118,7 +118,7 @@ impl Program for SocketmapProgram {
         let stream: Arc<str> = setup.stream_name().into();
         Socketmap {
             names: Names::new(approved.sorted()),
-            errands: Errands::new(self.limits, Arc::clone(&stream)),
+            errands: Errands::new(self.limits, setup.limits.busy_wait, Arc::clone(&stream)),
             lines: Lines::new(stream),
             tls: self.tls,
             allow_plaintext: parameters.allow_plaintext,
@@ -275,7 +275,7 @@ impl Socketmap {
                 }
                 Progress::Out => conversation.give_up(outbox, &self.server, &mut trouble),
                 Progress::Lost => return Next::Close,
-                Progress::Back(done) => self.finish(conversation, done, outbox),
+                Progress::Back(outcome) => self.finish(conversation, outcome.done, outbox),
             }
         }
         loop {
@@ -289,17 +289,19 @@ impl Socketmap {
                 Action::Read(until) => Next::Read {
                     until: self.epoch + until,
                 },
-                Action::Run(job, until) => match self.errands.send(waker, job, now) {
-                    Ok(out) => {
-                        let until = self.epoch + until;
-                        *errand = Some((out, until));
-                        Next::Await { until }
+                Action::Run(job, until) => {
+                    match self.errands.send(waker, job, now, Reply::InTurn) {
+                        Ok(out) => {
+                            let until = self.epoch + until;
+                            *errand = Some((out, until));
+                            Next::Await { until }
+                        }
+                        Err(job) => {
+                            self.finish(conversation, job.put_off(), outbox);
+                            continue;
+                        }
                     }
-                    Err(job) => {
-                        self.finish(conversation, job.put_off(), outbox);
-                        continue;
-                    }
-                },
+                }
                 // Nothing is out: what waits has come back, or was given up, above.
                 Action::Wait | Action::Close => Next::Close,
                 Action::Flush if !ended => Next::Listen { until: now },

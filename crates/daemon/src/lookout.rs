@@ -1,8 +1,8 @@
-//! Whether to look for the next request for a moment before going to sleep.
+//! Whether to look for the next piece of work for a moment before going to sleep.
 //!
-//! To be put to sleep and woken costs more than looking a few times, for the worker and for the client that waits for it.
+//! To be put to sleep and woken costs more than looking a few times, for who works and for the client that waits for it.
 //! So a worker whose clients usually ask again at once looks for about as long as going to sleep would cost, and lets
-//! others have the processor between two looks. When that was in vain, or others did want the processor, it goes back to
+//! others have the processor between two looks. A pool of threads does the same. When that was in vain, or others did want the processor, it goes back to
 //! sleeping at once until the requests come fast again.
 
 use std::time::Duration;
@@ -16,28 +16,28 @@ const CROWDED: i32 = -64;
 /// Others had the processor for long when a look takes so many times what it may.
 const LONG: u32 = 4;
 
-/// What one worker knows of it.
+/// What one worker, or one pool of threads, knows of it.
 #[derive(Debug)]
-pub(super) struct Lookout {
+pub(crate) struct Lookout {
     window: Duration,
     credit: i32,
 }
 
 impl Lookout {
     /// - `window`: how long to look at most; zero: never
-    pub(super) fn new(window: Duration) -> Self {
+    pub(crate) fn new(window: Duration) -> Self {
         Self { window, credit: 0 }
     }
 
     /// Whether to look before sleeping.
     ///
     /// - `limit`: when something is due, if nothing comes
-    pub(super) fn pays(&self, limit: Option<Duration>) -> bool {
+    pub(crate) fn pays(&self, limit: Option<Duration>) -> bool {
         self.credit > 0 && !self.window.is_zero() && limit.is_none_or(|limit| limit > self.window)
     }
 
     /// Nothing has come for so long since the looking began: whether to look once more.
-    pub(super) fn again(&mut self, passed: Duration) -> bool {
+    pub(crate) fn again(&mut self, passed: Duration) -> bool {
         if passed < self.window {
             return true;
         }
@@ -50,7 +50,7 @@ impl Lookout {
     }
 
     /// Something came, so long after the looking or the sleep began.
-    pub(super) fn came(&mut self, passed: Duration, looking: bool) {
+    pub(crate) fn came(&mut self, passed: Duration, looking: bool) {
         if passed < self.window * 2 {
             self.credit = (self.credit + 1).min(MOST);
         } else if looking && passed >= self.window * LONG {
