@@ -9,7 +9,7 @@ packages=(
     # Clients of servers, the servers themselves, and openssl for their certificates.
     postfix-mysql postfix-pgsql postfix-ldap sqlite3
     mariadb-server postgresql slapd ldap-utils memcached redis-server redis-sentinel openssl
-    nodejs python3 python3-venv socat stunnel4 prometheus systemd
+    nodejs python3 python3-venv socat stunnel4 prometheus systemd jq
 )
 
 missing=()

@@ -78,12 +78,40 @@ test -L /usr/libexec/postkeep/scache
 man -w postkeep-adopt >/dev/null
 deliver installed
 
+step 'shadow, as its manual has it'
+postconf -M 'candidate/unix=candidate unix - - n - 1 ../../../libexec/postkeep/proxymap -n proxymap'
+postfix reload
+cd /var/spool/postfix/private
+postkeep shadow --listen shadow --reference proxymap \
+    --candidate candidate >/shadow.log 2>&1 &
+for _ in $(seq 100); do
+    [ -S shadow ] && [ -S candidate ] && break
+    sleep 0.1
+done
+postconf -e proxymap_service_name=shadow
+postfix reload
+deliver shadowed
+postconf -X proxymap_service_name
+postfix reload
+kill %1
+wait %1 || fail "shadow: $(cat /shadow.log)"
+postconf -MX candidate/unix
+cd /
+cat /shadow.log
+
 step adopt
+postkeep adopt --dry-run
+picture | cmp /picture.before - || fail 'a dry run, or the shadow, has changed a file of Postfix'
 postkeep adopt --watch 3
 postkeep doctor || fail "the doctor has found something"
 deliver adopted
 servers | grep -qx /usr/bin/postkeep || fail "our daemons do not run: $(servers)"
 [ "$(servers)" = /usr/bin/postkeep ] || fail "others run, too: $(servers)"
+postkeep status -d /var/spool/postfix
+postkeep status
+postkeep top --once --json | jq '.services[].lookups.tables[]?.table' | grep -F virtual || fail 'top does not show the table'
+postkeep reload -d /var/spool/postfix proxymap
+deliver reloaded
 
 step 'Postfix set up again, as an upgrade of its package does'
 dpkg-reconfigure -f noninteractive postfix >/reconfigure.log 2>&1 || fail "$(cat /reconfigure.log)"

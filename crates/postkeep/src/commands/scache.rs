@@ -6,13 +6,14 @@
 
 use std::ffi::OsString;
 use std::fs::File;
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::net::{Shutdown, TcpStream};
 use std::os::fd::{AsFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::process::CommandExt;
 use std::process::{self, ExitCode};
 use std::thread;
+use std::time::Duration;
 
 use clap::{Args, Subcommand};
 use postkeep_client::Place;
@@ -23,6 +24,11 @@ use postkeep_wire::scache::Status;
 
 use super::{Answer, finish, show_warnings, socket};
 use crate::cli;
+
+/// As long as RFC 5321 has a client wait.
+const GREETING_TIME: Duration = Duration::from_mins(5);
+/// More bytes than this are no greeting.
+const MOST_GREETING: usize = 64 * 1024;
 
 /// Actions of `postkeep scache`.
 #[derive(Debug, Subcommand)]
@@ -76,6 +82,11 @@ pub(crate) struct SaveEndpoint {
     saved: Saved,
     #[command(flatten)]
     source: Source,
+    /// Wait for what the far end says first, as a mail server does, and print it
+    ///
+    /// The service drops a connection on which bytes come that nobody has asked for.
+    #[arg(long, requires = "connect")]
+    greeted: bool,
     /// Name of the endpoint
     label: OsString,
 }
@@ -154,9 +165,15 @@ fn save_endpoint(options: &SaveEndpoint) -> Result<Answer, String> {
     // Inherited descriptors are told from our own before we open any.
     let mut inherited = Inherited::survey();
     let descriptor = match (&options.source.connect, options.source.fd) {
-        (Some(target), _) => TcpStream::connect(target)
-            .map(OwnedFd::from)
-            .map_err(|error| format!("connect to {target}: {error}"))?,
+        (Some(target), _) => {
+            let mut stream = TcpStream::connect(target)
+                .map_err(|error| format!("connect to {target}: {error}"))?;
+            if options.greeted {
+                greeting(&mut stream, &mut io::stdout())
+                    .map_err(|error| format!("greeting of {target}: {error}"))?;
+            }
+            stream.into()
+        }
         (None, Some(number)) => inherited
             .take(number)
             .map_err(|error| format!("descriptor {number}: {error}"))?,
@@ -171,6 +188,32 @@ fn save_endpoint(options: &SaveEndpoint) -> Result<Answer, String> {
         )
     })?;
     saved(status)
+}
+
+/// Reads the lines that a mail server begins with, not a byte more, and shows them.
+fn greeting(stream: &mut TcpStream, output: &mut impl Write) -> io::Result<()> {
+    stream.set_read_timeout(Some(GREETING_TIME))?;
+    let mut line = Vec::new();
+    let mut length = 0;
+    loop {
+        let mut byte = [0];
+        stream.read_exact(&mut byte)?;
+        line.push(byte[0]);
+        length += 1;
+        if length > MOST_GREETING {
+            return Err(io::Error::other("it does not end"));
+        }
+        if byte[0] == b'\n' {
+            output.write_all(&line)?;
+            // All lines but the last have a hyphen behind the code.
+            if line.get(3) != Some(&b'-') {
+                break;
+            }
+            line.clear();
+        }
+    }
+    output.flush()?;
+    stream.set_read_timeout(None)
 }
 
 fn save_destination(options: &SaveDestination) -> Result<Answer, String> {
