@@ -321,9 +321,9 @@ fn a_cut_in_any_place_doubles_mixes_up_and_leaks_nothing() -> Result<()> {
     // What the daemon opens for the first client is there.
     let mut first = Client::new(&field, &daemon, 99);
     first.find("smtp\nkills0", 9)?;
+    let before = daemon.open_descriptors()? - 1;
     drop(first);
-    settle(&daemon, daemon.open_descriptors()? - 1)?;
-    let before = daemon.open_descriptors()?;
+    settle(&daemon, before)?;
     thread::scope(|scope| {
         for seed in 1..=CLIENTS {
             let mut client = Client::new(&field, &daemon, seed);
@@ -371,10 +371,17 @@ fn settle(daemon: &StandIn, most: usize) -> Result<()> {
         if open <= most {
             return Ok(());
         }
-        ensure!(
-            since.elapsed() < LIMIT,
-            "{open} descriptors are open, more than {most}"
-        );
+        if since.elapsed() > LIMIT {
+            let directory = format!("/proc/{}/fd", daemon.pid());
+            let open: Vec<_> = std::fs::read_dir(directory)?
+                .flatten()
+                .filter_map(|entry| std::fs::read_link(entry.path()).ok())
+                .collect();
+            bail!(
+                "{} descriptors are open, more than {most}: {open:?}",
+                open.len()
+            );
+        }
         thread::sleep(Duration::from_millis(10));
     }
 }
