@@ -285,13 +285,28 @@ fn pipe(connection: OwnedFd) -> io::Result<Answer> {
     let half = TcpStream::from(connection.try_clone()?);
     let mut to = File::from(connection);
     thread::spawn(move || {
-        let _ = io::copy(&mut io::stdin().lock(), &mut to);
+        let _ = copy(&mut io::stdin().lock(), &mut to);
         let _ = half.shutdown(Shutdown::Write);
     });
     let mut output = io::stdout().lock();
-    io::copy(&mut from, &mut output)?;
-    output.flush()?;
+    copy(&mut from, &mut output)?;
     Ok(Answer::Yes)
+}
+
+/// Copies until the end, each part as soon as it is there. `io::copy` would have the kernel splice: while that waits for the
+/// connection it keeps the pipe at the other side locked, and who reads that does not get what is in it already.
+fn copy(from: &mut impl Read, to: &mut impl Write) -> io::Result<()> {
+    let mut part = [0; 8192];
+    loop {
+        let length = match from.read(&mut part) {
+            Ok(0) => return Ok(()),
+            Ok(length) => length,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            Err(error) => return Err(error),
+        };
+        to.write_all(&part[..length])?;
+        to.flush()?;
+    }
 }
 
 fn stat(server: &Server) -> Result<Answer, String> {
