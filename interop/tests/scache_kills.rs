@@ -115,14 +115,13 @@ impl<'a> Client<'a> {
 
     /// A connection that can be given up together with all that is on it.
     fn connection(&mut self) -> Result<(Peer, UnixStream)> {
-        let stream = match self.peer.take() {
-            Some(stream) => stream,
-            None => {
-                let stream = UnixStream::connect(self.daemon.socket())?;
-                let mut peer = Peer::from(stream.try_clone()?);
-                peer.read_list().context("the greeting")?;
-                stream
-            }
+        let stream = if let Some(stream) = self.peer.take() {
+            stream
+        } else {
+            let stream = UnixStream::connect(self.daemon.socket())?;
+            let mut peer = Peer::from(stream.try_clone()?);
+            peer.read_list().context("the greeting")?;
+            stream
         };
         Ok((Peer::from(stream.try_clone()?), stream))
     }
